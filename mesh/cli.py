@@ -1,0 +1,3 @@
+"""placeholder"""
+from mesh import __version__
+print(__version__)
