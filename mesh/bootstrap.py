@@ -1,44 +1,166 @@
-"""Makes `.venv` from requirements.lock for the launcher; runs before anything is installed, so standard library only."""
+"""Makes virtual environments from lock files, `.venv` for the launcher first of all; it runs before anything is
+installed, so it must import nothing but the standard library."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 EXIT_CONFIGURATION = 3
+EXIT_INTERRUPTED = 130
 LOCK_WAIT_SECONDS_MAX = 1800.0
 LOCK_POLL_SECONDS = 0.2
 
 
 class BootstrapError(Exception):
-    """`.venv` cannot be made; the message says what to do about it."""
+    """An environment cannot be made; the message is one line that says what to do about it."""
 
 
-def say(message: str) -> None:
-    print(f"ecp: {message}", file=sys.stderr, flush=True)
+@dataclass(frozen=True)
+class Environment:
+    """One virtual environment of a clone and what it is made from.
+
+    `stamp` names the contents as `lock | project | root`; it is written last, so an environment without the
+    right stamp is unfinished, out of date or was copied from elsewhere.
+    """
+
+    folder: Path
+    lock: Path
+    stamp: str
+    project: Path | None = None
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def stamp_file(self) -> Path:
+        return self.folder / "ecp-stamp"
+
+    def installed_stamp(self) -> str:
+        try:
+            return self.stamp_file.read_text(encoding="utf-8").rstrip("\n")
+        except OSError:
+            return ""
+
+    def is_current(self) -> bool:
+        return self.installed_stamp() == self.stamp and interpreter_works(self.python)
+
+
+def environment(folder: Path, lock: Path) -> Environment:
+    """An environment that holds a lock file's packages and nothing of the project."""
+    return Environment(folder, lock, f"{zlib.crc32(lock.read_bytes())} | - | {folder.parent}")
+
+
+def bring_up_to_date(target: Environment, interpreter: str) -> None:
+    """Makes the environment hold exactly its lock file; in place when it was whole before. Safe to run twice at once.
+
+    Raises:
+        BootstrapError: the interpreter lacks venv, a folder is not writable, or pip failed.
+    """
+    if target.is_current():
+        return
+    try:
+        with _exclusive(Path(f"{target.folder}.lock")):
+            if not target.is_current():  # whoever held the lock may have done it
+                _make(target, interpreter)
+    except OSError as error:
+        raise BootstrapError(
+            f"cannot write to {error.filename or target.folder} ({error.strerror}): {target.folder.name} belongs in"
+            " the clone; run ./ecp as the owner of the clone, or clone it to a folder of your own"
+        ) from error
+
+
+def _make(target: Environment, interpreter: str) -> None:
+    before = target.installed_stamp().split(" | ")
+    wanted = target.stamp.split(" | ")
+    whole_before = before[-1] == wanted[-1] and interpreter_works(target.python)
+    target.stamp_file.unlink(missing_ok=True)
+    if not whole_before:
+        _create(target, interpreter)
+    if not whole_before or before[0] != wanted[0]:
+        _install_lock(target)
+    if target.project is not None:
+        _pip(target, "install", "--no-deps", "--no-build-isolation", "--editable", str(target.project))
+    target.stamp_file.write_text(f"{target.stamp}\n", encoding="utf-8")
+    say(f"{target.folder.name} is ready")
+
+
+def _create(target: Environment, interpreter: str) -> None:
+    # The real path: a link such as /usr/bin/python3 would, after an upgrade of the system, silently
+    # point the environment at an interpreter that does not see its packages.
+    real, version = _probe(interpreter)
+    say(f"making {target.folder.name} with Python {version} (first use, or the last attempt did not finish)")
+    if target.folder.is_symlink():
+        target.folder.unlink()
+    shutil.rmtree(target.folder, ignore_errors=True)
+    _run([real, "-I", "-m", "venv", str(target.folder)], "python -m venv failed")
+
+
+def _probe(interpreter: str) -> tuple[str, str]:
+    """The interpreter's real path and version, after checking that it can make environments."""
+    code = "import os, sys; print(os.path.realpath(sys.executable)); print(sys.version.split()[0]); import ensurepip, venv"
+    probe = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=False)
+    lines = probe.stdout.splitlines()
+    if len(lines) != 2:
+        raise BootstrapError(f"{interpreter} does not run: {probe.stderr.strip()}")
+    if probe.returncode:
+        major_minor = ".".join(lines[1].split(".")[:2])
+        raise BootstrapError(
+            f"Python {lines[1]} ({lines[0]}) has no venv module: install it (Debian, Ubuntu: apt install"
+            f" python{major_minor}-venv), or name another interpreter in ECP_PYTHON"
+        )
+    return lines[0], lines[1]
+
+
+def _install_lock(target: Environment) -> None:
+    packages = locked_names(target.lock.read_text(encoding="utf-8"))
+    say(
+        f"installing {len(packages)} packages from {target.lock.name} (a minute or two when they are not cached)"
+    )
+    _pip(target, "install", "--no-deps", "--require-hashes", "--requirement", str(target.lock))
+    listing = subprocess.run(
+        [target.python, "-I", "-m", "pip", "list", "--format=freeze"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    installed = {normalized(line.partition("==")[0]) for line in listing.stdout.splitlines() if "==" in line}
+    strangers = sorted(installed - packages - {"pip", "setuptools", "execution-control-plane"})
+    if strangers:
+        _pip(target, "uninstall", "--yes", *strangers)
+
+
+def _pip(target: Environment, command: str, *arguments: str) -> None:
+    pip = [str(target.python), "-I", "-m", "pip", "--disable-pip-version-check", command, "-qq"]
+    _run([*pip, *arguments], f"pip {command} failed")
+
+
+def _run(command: list[str], failure: str) -> None:
+    # stdout belongs to the command that was asked for. The lock's descriptor is inherited (close_fds), so that
+    # a pip that outlives a killed launcher keeps the next one waiting instead of working beside it.
+    completed = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, close_fds=False, check=False
+    )
+    if completed.returncode:
+        raise BootstrapError(f"{failure} (see above); the next ./ecp starts afresh")
 
 
 @contextmanager
-def exclusive(lock_file: Path) -> Iterator[None]:
-    """Holds an advisory lock, which the kernel releases however this process ends.
-
-    Raises:
-        BootstrapError: the folder is not writable, or another process held the lock for too long.
-    """
-    try:
-        handle = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise BootstrapError(
-            f"cannot write to {lock_file.parent} ({error.strerror}): .venv belongs there; run ./ecp as the owner"
-            " of the clone, or clone it to a folder of your own"
-        ) from error
+def _exclusive(lock_file: Path) -> Iterator[None]:
+    """Holds an advisory lock, which the kernel releases however this process ends."""
+    handle = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+    os.set_inheritable(handle, True)
     try:
         _acquire(handle, lock_file)
         yield
@@ -48,131 +170,61 @@ def exclusive(lock_file: Path) -> Iterator[None]:
 
 def _acquire(handle: int, lock_file: Path) -> None:
     deadline = time.monotonic() + LOCK_WAIT_SECONDS_MAX
-    waiting = False
+    told = False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise BootstrapError(f"another ./ecp has been at work on .venv for too long ({lock_file})") from None
-            if not waiting:
-                say("another ./ecp is making .venv; waiting for it")
-                waiting = True
+                raise BootstrapError(
+                    f"another ./ecp has held {lock_file} for too long; is it stuck?"
+                ) from None
+            if not told:
+                say(f"another ./ecp is making {lock_file.stem}; waiting for it")
+                told = True
             time.sleep(LOCK_POLL_SECONDS)
         else:
             return
 
 
-class Environment:
-    """The virtual environment of one clone. `ecp-stamp` is written last, so without it nothing else counts."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folder = root / ".venv"
-        self.python = self.folder / "bin" / "python"
-        self.stamp = self.folder / "ecp-stamp"
-        self.lock = root / "requirements.lock"
-
-    def installed_stamp(self) -> str:
-        try:
-            return self.stamp.read_text(encoding="utf-8").rstrip("\n")
-        except OSError:
-            return ""
-
-    def bring_up_to_date(self, wanted_stamp: str) -> None:
-        """Makes the environment hold exactly the lock file and this clone, in place when it was whole before.
-
-        Raises:
-            BootstrapError: the interpreter lacks venv, a folder is not writable, or pip failed.
-        """
-        installed = self.installed_stamp()
-        if installed == wanted_stamp and self._interpreter_works():
-            return
-        whole_before = installed.endswith(f" {self.root}") and self._interpreter_works()
-        try:
-            self.stamp.unlink(missing_ok=True)
-            if whole_before:
-                say("requirements.lock or pyproject.toml changed: updating .venv")
-            else:
-                self._create()
-            self._install()
-            self.stamp.write_text(f"{wanted_stamp}\n", encoding="utf-8")
-        except OSError as error:
-            raise BootstrapError(
-                f"cannot write to {error.filename or self.folder} ({error.strerror}): run ./ecp as the owner of"
-                " the clone, or remove .venv"
-            ) from error
-
-    def _interpreter_works(self) -> bool:
-        if not os.access(self.python, os.X_OK):
-            return False
-        return subprocess.run([self.python, "-I", "-c", "import pip"], capture_output=True, check=False).returncode == 0
-
-    def _create(self) -> None:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        try:
-            import ensurepip  # noqa: F401, PLC0415 - probes what distributions split off
-            import venv  # noqa: F401, PLC0415
-        except ImportError:
-            raise BootstrapError(
-                f"Python {version} ({sys.executable}) has no venv module: install it (Debian, Ubuntu: apt install"
-                f" python{version}-venv), or name another interpreter in ECP_PYTHON"
-            ) from None
-        say(f"first use: making .venv with Python {sys.version.split()[0]}")
-        # The real path: a link such as /usr/bin/python3 would, after an upgrade of the system,
-        # silently point .venv at an interpreter that does not see its packages.
-        interpreter = Path(sys.executable).resolve()
-        self._run([str(interpreter), "-I", "-m", "venv", "--clear", str(self.folder)], "python -m venv failed")
-
-    def _install(self) -> None:
-        packages = locked_names(self.lock.read_text(encoding="utf-8"))
-        say(f"installing {len(packages)} packages from requirements.lock (a minute or two the first time)")
-        pip = [str(self.python), "-I", "-m", "pip", "--disable-pip-version-check"]
-        quiet = ["install", "-qq", "--no-deps"]
-        self._run(
-            [*pip, *quiet, "--require-hashes", "--requirement", str(self.lock)], "pip could not install the lock file"
-        )
-        self._run(
-            [*pip, *quiet, "--no-build-isolation", "--editable", str(self.root)], "pip could not install the project"
-        )
-        self._remove_strangers(pip, packages)
-        say("done")
-
-    def _remove_strangers(self, pip: list[str], packages: set[str]) -> None:
-        listed = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True, check=False).stdout
-        installed = {normalized(line.partition("==")[0]) for line in listed.splitlines() if "==" in line}
-        strangers = sorted(installed - packages - {"pip", "setuptools", "execution-control-plane"})
-        if strangers:
-            self._run([*pip, "uninstall", "--quiet", "--yes", *strangers], "pip could not remove old packages")
-
-    def _run(self, command: list[str], failure: str) -> None:
-        # pip writes its errors to stderr; nothing of this may reach the stdout of the command that was asked for.
-        completed = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
-        if completed.returncode:
-            raise BootstrapError(f"{failure} (see above); ./ecp starts afresh the next time")
+def interpreter_works(python: Path) -> bool:
+    """Whether an environment's interpreter starts and has pip; false when what it links to has gone."""
+    if not os.access(python, os.X_OK):
+        return False
+    return (
+        subprocess.run([python, "-I", "-c", "import pip"], capture_output=True, check=False).returncode == 0
+    )
 
 
 def locked_names(lock_text: str) -> set[str]:
     """The normalized names of all packages in a lock file, whatever their platform markers."""
-    return {normalized(name) for name in re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", lock_text, re.MULTILINE)}
+    return {
+        normalized(name) for name in re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", lock_text, re.MULTILINE)
+    }
 
 
 def normalized(name: str) -> str:
-    """A distribution's name as PEP 503 compares it."""
+    """A distribution's name in the form that PEP 503 compares."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def say(message: str) -> None:
+    """One line of progress; stdout belongs to the command that was asked for."""
+    print(f"ecp: {message}", file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> int:
-    root, wanted_stamp = Path(arguments[0]), arguments[1]
+    """Brings `.venv` of the clone at arguments[0] to the stamp arguments[1]."""
+    root = Path(arguments[0])
+    target = Environment(root / ".venv", root / "requirements.lock", stamp=arguments[1], project=root)
     try:
-        with exclusive(root / ".venv.lock"):
-            Environment(root).bring_up_to_date(wanted_stamp)
+        bring_up_to_date(target, sys.executable)
     except BootstrapError as error:
         say(str(error))
         return EXIT_CONFIGURATION
     except KeyboardInterrupt:
-        say("interrupted; ./ecp starts afresh the next time")
-        return 130
+        say("interrupted; the next ./ecp starts afresh")
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -1,3 +1,63 @@
-"""placeholder"""
+"""The command line `ecp`: registers the commands and turns expected failures into one line and an exit code.
+
+To add a command, write mesh/commands/NAME.py with a function (or a typer.Typer for a group) and one line below.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
 from mesh import __version__
-print(__version__)
+from mesh.commands import check, gen, lock, test
+from mesh.errors import MeshError
+
+DEVELOP = "Develop"
+
+app = typer.Typer(
+    name="ecp",
+    help="Execution Control Plane: copies trades from master Expert Advisors to their subscribers, once, in order.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app.command(rich_help_panel=DEVELOP, context_settings=PASS_THROUGH)(test.test)
+app.command(rich_help_panel=DEVELOP)(check.check)
+app.command(rich_help_panel=DEVELOP)(gen.gen)
+app.command(rich_help_panel=DEVELOP)(lock.lock)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ecp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 1 failure, 2 usage, 3 the machine or the settings are not fit for it."""
+    try:
+        app(prog_name="ecp")
+    except MeshError as error:
+        print(f"ecp: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

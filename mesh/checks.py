@@ -1,0 +1,128 @@
+"""The checks of the source, each by its name; they report on stdout, change nothing, and judge no tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+from mesh import codegen
+from mesh.clone import ROOT
+from mesh.errors import MeshError
+
+CLIENT_SOURCE = "clients/python/src"
+TYPED_FOLDERS = ("services", "mesh", "bench", CLIENT_SOURCE)
+
+Check = Callable[[str], bool]
+
+
+def run(names: list[str], *, against: str) -> list[str]:
+    """Runs the named checks, or all of them, to the end. Returns the names of those that failed.
+
+    `against` is the branch or tag whose contracts must not be broken.
+
+    Raises:
+        MeshError: a name that is not a check.
+    """
+    unknown = sorted(set(names) - CHECKS.keys())
+    if unknown:
+        raise MeshError(f"no such check: {', '.join(unknown)} (there are {', '.join(CHECKS)})")
+    failed = []
+    for name in names or CHECKS:
+        started = time.monotonic()
+        print(f"== {name}", flush=True)
+        passed = CHECKS[name](against)
+        print(f"== {name}: {'ok' if passed else 'FAILED'} ({time.monotonic() - started:.1f} s)", flush=True)
+        if not passed:
+            failed.append(name)
+    return failed
+
+
+def _tool(name: str, *arguments: str) -> bool:
+    binary = Path(sys.executable).with_name(name)
+    return subprocess.run([binary, *arguments], cwd=ROOT, check=False).returncode == 0
+
+
+def _ruff(_: str) -> bool:
+    return _tool("ruff", "check", ".")
+
+
+def _format(_: str) -> bool:
+    return _tool("ruff", "format", "--check", ".")
+
+
+def _mypy(_: str) -> bool:
+    return _tool("mypy", *(folder for folder in TYPED_FOLDERS if (ROOT / folder).is_dir()))
+
+
+def _mypy_windows(_: str) -> bool:
+    # Bridges run beside the MetaTrader terminal, so what they import must type-check there too.
+    return _tool("mypy", "--platform", "win32", CLIENT_SOURCE)
+
+
+def _imports(_: str) -> bool:
+    return _tool("lint-imports")
+
+
+def _buf_lint(_: str) -> bool:
+    return _tool("buf", "lint")
+
+
+def _buf_format(_: str) -> bool:
+    return _tool("buf", "format", "--diff", "--exit-code")
+
+
+def _buf_breaking(against: str) -> bool:
+    passed = True
+    released = codegen.RELEASED_CONTRACTS
+    if (ROOT / released).exists():
+        print(f"against {released}", flush=True)
+        passed = _tool("buf", "breaking", "--against", released)
+    archive = _archived_contracts(against)
+    if archive is None:
+        print(f"{against} has no contracts to compare with", flush=True)
+        return passed
+    with tempfile.TemporaryDirectory(prefix="ecp-contracts-") as folder:
+        with tarfile.open(fileobj=BytesIO(archive)) as tar:
+            tar.extractall(folder, filter="data")
+        print(f"against {against}", flush=True)
+        return _tool("buf", "breaking", "--against", folder) and passed
+
+
+def _archived_contracts(ref: str) -> bytes | None:
+    """The contracts at `ref` as a tar archive; also finds a branch that only the remote has."""
+    for candidate in (ref, f"origin/{ref}"):
+        command = ["git", "archive", "--format=tar", candidate, "--", "buf.yaml", "protos"]
+        archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        if archive.returncode == 0:
+            return archive.stdout
+    return None
+
+
+def _generated(_: str) -> bool:
+    try:
+        stale = codegen.stale_files()
+    except MeshError as error:
+        print(error, flush=True)
+        return False
+    for name in stale:
+        print(f"{name} differs from what protos/ gives: run ./ecp gen", flush=True)
+    return not stale
+
+
+CHECKS: dict[str, Check] = {
+    "ruff": _ruff,
+    "format": _format,
+    "mypy": _mypy,
+    "mypy-windows": _mypy_windows,
+    "imports": _imports,
+    "buf-lint": _buf_lint,
+    "buf-format": _buf_format,
+    "buf-breaking": _buf_breaking,
+    "gen": _generated,
+}
