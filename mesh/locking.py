@@ -10,6 +10,8 @@ from mesh.errors import MeshError
 
 LOCKS = {
     "requirements.lock": ["--extra", "dev", "pyproject.toml"],
+    # What the services' container image installs: no extras, at the versions of the lock above.
+    "deploy/container/requirements.lock": ["--constraint", "requirements.lock", "pyproject.toml"],
     "requirements-gen.lock": ["requirements-gen.in"],
 }
 OPTIONS = [

@@ -12,7 +12,7 @@ def lock(
         bool, typer.Option("--upgrade", help="Take the newest allowed versions of all packages.")
     ] = False,
 ) -> None:
-    """Remake requirements.lock and requirements-gen.lock from pyproject.toml and requirements-gen.in."""
+    """Remake the lock files from pyproject.toml and requirements-gen.in."""
     from mesh import locking
 
     for path in locking.relock(upgrade=upgrade):
