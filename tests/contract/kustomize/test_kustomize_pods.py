@@ -10,8 +10,8 @@ Manifest = dict[str, Any]
 Named = dict[str, dict[str, Manifest]]
 
 SERVICES = {"ingest", "fanout", "ledger", "risk"}
-SLACK_SECONDS_MIN = 5.0
-"""Between the end of the drain and the kill: closing pools, flushing traces, leaving the process."""
+SLACK_SECONDS_MIN = 10.0
+"""Between the end of the drain and the kill: what a service takes at most to close its pools and leave."""
 
 
 def _workloads(named: Named) -> dict[str, Manifest]:
