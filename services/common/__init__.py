@@ -1,0 +1,1 @@
+"""Building blocks shared by two services or more; it imports no service."""

@@ -1,0 +1,88 @@
+"""One member of a consumer group: reads, takes over, acknowledges; it does not decide when to do which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import redis.exceptions
+
+from services.common import stream
+from services.common.stream import BEGINNING, Entry, EntryId, Redis
+
+
+class ConsumerGroup:
+    """Reads a stream as `consumer` of `group`. Every failure of Redis is UnavailableError; all calls may be
+    repeated.
+
+    Order of work: `ensure`; `read_pending` until it gives nothing (what this consumer had taken before it
+    crashed); then `read_new`, and now and then `claim_stale` (what others had taken before they crashed);
+    `acknowledge` when done.
+    """
+
+    def __init__(self, client: Redis, name: str, group: str, consumer: str) -> None:
+        self._client = client
+        self._name = name
+        self._group = group
+        self._consumer = consumer
+
+    async def ensure(self, *, after: EntryId = BEGINNING) -> bool:
+        """Makes the group (and the stream) if it is not there; True if it made it."""
+        with stream.translating():
+            try:
+                await self._client.xgroup_create(self._name, self._group, id=str(after), mkstream=True)
+            except redis.exceptions.ResponseError as error:
+                if str(error).startswith("BUSYGROUP"):
+                    return False
+                raise
+        return True
+
+    async def read_new(self, *, count: int, block_ms: int | None = None) -> tuple[Entry, ...]:
+        """Entries that no consumer had yet; waits up to `block_ms` for the first (None: does not wait)."""
+        return await self._read(">", count, block_ms)
+
+    async def read_pending(self, *, count: int, after: EntryId = BEGINNING) -> tuple[Entry, ...]:
+        """Entries that this consumer took and did not acknowledge yet; trimmed ones have no payload."""
+        return await self._read(str(after), count, None)
+
+    async def claim_stale(self, *, min_idle_ms: int, count: int) -> tuple[Entry, ...]:
+        """Takes over entries that some consumer took more than `min_idle_ms` ago and did not acknowledge."""
+        with stream.translating():
+            answer: Any = await self._with_group(
+                lambda: self._client.xautoclaim(
+                    self._name,
+                    self._group,
+                    self._consumer,
+                    min_idle_time=min_idle_ms,
+                    start_id="0-0",
+                    count=count,
+                )
+            )
+        return stream.entries_of(answer[1])
+
+    async def acknowledge(self, ids: Iterable[EntryId]) -> int:
+        """Tells that these are done; how many had been pending. Call it only after the work is durable."""
+        texts = [str(one) for one in ids]
+        if not texts:
+            return 0
+        with stream.translating():
+            return int(await self._client.xack(self._name, self._group, *texts))
+
+    async def _read(self, start: str, count: int, block_ms: int | None) -> tuple[Entry, ...]:
+        with stream.translating():
+            answer: Any = await self._with_group(
+                lambda: self._client.xreadgroup(
+                    self._group, self._consumer, {self._name: start}, count=count, block=block_ms
+                )
+            )
+        return stream.entries_of(answer[0][1]) if answer else ()
+
+    async def _with_group(self, command: Any) -> Any:
+        """Runs the command; makes the group first when Redis came back without it."""
+        try:
+            return await command()
+        except redis.exceptions.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+        await self.ensure()
+        return await command()
