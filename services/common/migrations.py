@@ -16,6 +16,7 @@ import asyncpg
 from services.common import pg
 from services.common.backoff import Backoff
 from services.common.errors import ConfigurationError, UnavailableError
+from services.common.settings import ServiceSettings, require_secret
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,16 @@ class SchemaState:
     def is_current(self) -> bool:
         """Whether nothing is to be applied; a schema that is ahead counts as current."""
         return not self.pending
+
+
+def url(settings: ServiceSettings) -> str:
+    """The URL to migrate with: MIGRATION_DATABASE_URL, the owner's, or else DATABASE_URL.
+
+    Raises:
+        ConfigurationError: neither is set.
+    """
+    chosen = settings.migration_database_url or settings.database_url
+    return require_secret(chosen, "MIGRATION_DATABASE_URL")
 
 
 def read(folder: Path) -> tuple[Migration, ...]:
@@ -105,6 +116,7 @@ async def apply(
     """
     if _SCHEMA.fullmatch(schema) is None:
         raise ValueError(f"not a plain schema name: {schema!r}")
+    pg.require_url(url, "MIGRATION_DATABASE_URL")
     migrations = read(folder)
     connection = await _connect(url, wait_seconds)
     try:

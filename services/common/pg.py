@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Literal, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -17,6 +18,7 @@ from services.common.backoff import Backoff
 from services.common.errors import (
     AbortedError,
     AlreadyExistsError,
+    ConfigurationError,
     FailedPreconditionError,
     ServiceError,
     UnavailableError,
@@ -57,6 +59,7 @@ class Pool:
         self._name = name
         self._acquire_timeout_seconds = acquire_timeout_seconds
         self._wait = POOL_WAIT.labels(name)
+        self._trouble: str | None = None
         self.is_up = False
         """Whether the last probe of the database succeeded."""
 
@@ -71,15 +74,24 @@ class Pool:
                 `classify`.
         """
         with translating():
-            began = time.perf_counter()
-            try:
-                acquired = await self._raw.acquire(timeout=self._acquire_timeout_seconds)
-            finally:
-                self._wait.observe(time.perf_counter() - began)
+            acquired = await self._acquire()
             try:
                 yield acquired
             finally:
                 await self._raw.release(acquired)
+
+    async def _acquire(self) -> Connection:
+        began = time.perf_counter()
+        try:
+            return await self._raw.acquire(timeout=self._acquire_timeout_seconds)
+        except TimeoutError as error:
+            if self._raw.get_idle_size() == 0 and self._raw.get_size() == self._raw.get_max_size():
+                raise _unavailable(
+                    "DATABASE_POOL_EXHAUSTED", "all database connections are busy", error
+                ) from error
+            raise
+        finally:
+            self._wait.observe(time.perf_counter() - began)
 
     @asynccontextmanager
     async def transaction(
@@ -122,17 +134,17 @@ class Pool:
         while True:
             try:
                 await self._open(connections_min)
-                self._set_up(True)
+                self._tell("")
                 backoff.reset()
                 delay_seconds = _PROBE_SECONDS
-            except UnavailableError as error:
-                self._set_up(False, error)
+            except (ServiceError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                self._tell(f"{error} ({error.__cause__ or type(error).__name__})")
                 delay_seconds = backoff.next_delay()
             self._count()
             await asyncio.sleep(delay_seconds)
 
     async def _open(self, connections_min: int) -> None:
-        missing = max(1, connections_min - self._raw.get_size())
+        missing = min(max(1, connections_min - self._raw.get_size()), self._raw.get_max_size())
         results = await asyncio.gather(
             *(self.fetchval("select 1") for _ in range(missing)), return_exceptions=True
         )
@@ -140,13 +152,17 @@ class Pool:
             if isinstance(result, BaseException):
                 raise result
 
-    def _set_up(self, up: bool, error: UnavailableError | None = None) -> None:
-        if up and not self.is_up:
+    def _tell(self, trouble: str) -> None:
+        """Keeps and, when it changes, logs what is wrong with the database; empty when nothing is."""
+        self.is_up = not trouble
+        POOL_UP.labels(self._name).set(self.is_up)
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        if trouble:
+            _log.warning("database %s is not available: %s", self._name, trouble)
+        else:
             _log.info("database %s answers", self._name)
-        elif error is not None and self.is_up:
-            _log.warning("database %s does not answer: %s", self._name, error.message)
-        self.is_up = up
-        POOL_UP.labels(self._name).set(up)
 
     def _count(self) -> None:
         idle = self._raw.get_idle_size()
@@ -172,9 +188,10 @@ async def pool(
     is what every connection acts as, also after resets; default `settings.database_role`.
 
     Raises:
-        ConfigurationError: DATABASE_URL is not set.
+        ConfigurationError: DATABASE_URL is not set or is no such URL.
     """
     url = source if isinstance(source, str) else require_secret(source.database_url, "DATABASE_URL")
+    require_url(url, "DATABASE_URL")
     if not isinstance(source, str):
         role = role or source.database_role
         size_min, size_max = source.database_pool_size_min, source.database_pool_size_max
@@ -200,6 +217,22 @@ async def pool(
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         await _close(raw)
+
+
+def require_url(url: str, variable: str) -> None:
+    """Checks that `url` looks like one of PostgreSQL.
+
+    Raises:
+        ConfigurationError: it does not; the message does not hold it, since it may hold a password.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("postgres", "postgresql") and (parts.port or 1) > 0
+    except ValueError:
+        fine = False
+    if not fine:
+        example = "postgresql://user@127.0.0.1:5432/execution_control"
+        raise ConfigurationError("is not a postgresql:// URL", where=variable, do=f"for example {example}")
 
 
 async def _close(raw: asyncpg.Pool[asyncpg.Record]) -> None:

@@ -1,0 +1,36 @@
+"""Background tasks that live exactly as long as a block; it schedules nothing by time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+@asynccontextmanager
+async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs the coroutines while the block runs and cancels them at its end.
+
+    A coroutine that fails cancels the block and the others; one that returns does not. A failure of the block
+    alone comes out as it is, not in a group.
+
+    Raises:
+        ExceptionGroup: the failures of the coroutines and of the block.
+    """
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            try:
+                yield
+            except Exception as error:
+                failure = error
+                raise
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as all_failures:
+        if failure is None or all_failures.exceptions != (failure,):
+            raise
+        raise failure from failure.__cause__
