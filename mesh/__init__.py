@@ -1,3 +1,3 @@
-"""The whole mesh on one machine: the command line, embedded servers, supervisor and demo. Services never import it."""
+"""The whole mesh on one machine: command line, embedded servers, supervisor, demo. Services never import it."""
 
 __version__ = "0.1.0"

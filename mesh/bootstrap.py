@@ -1,5 +1,7 @@
-"""Makes virtual environments from lock files, `.venv` for the launcher first of all; it runs before anything is
-installed, so it must import nothing but the standard library."""
+"""Makes virtual environments from lock files, `.venv` for the launcher first of all.
+
+It runs before anything is installed, so it must import nothing but the standard library.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def environment(folder: Path, lock: Path) -> Environment:
 
 
 def bring_up_to_date(target: Environment, interpreter: str) -> None:
-    """Makes the environment hold exactly its lock file; in place when it was whole before. Safe to run twice at once.
+    """Makes the environment hold exactly its lock file, in place when it was whole before.
+
+    Safe to run twice at once: the second waits and then finds nothing to do.
 
     Raises:
         BootstrapError: the interpreter lacks venv, a folder is not writable, or pip failed.
@@ -76,8 +80,8 @@ def bring_up_to_date(target: Environment, interpreter: str) -> None:
                 _make(target, interpreter)
     except OSError as error:
         raise BootstrapError(
-            f"cannot write to {error.filename or target.folder} ({error.strerror}): {target.folder.name} belongs in"
-            " the clone; run ./ecp as the owner of the clone, or clone it to a folder of your own"
+            f"cannot write to {error.filename or target.folder} ({error.strerror}):"
+            f" {target.folder.name} belongs in the clone; run ./ecp as the owner of the clone, or clone it to a folder of your own"
         ) from error
 
 
@@ -109,7 +113,10 @@ def _create(target: Environment, interpreter: str) -> None:
 
 def _probe(interpreter: str) -> tuple[str, str]:
     """The interpreter's real path and version, after checking that it can make environments."""
-    code = "import os, sys; print(os.path.realpath(sys.executable)); print(sys.version.split()[0]); import ensurepip, venv"
+    code = (
+        "import os, sys; print(os.path.realpath(sys.executable)); print(sys.version.split()[0]);"
+        "import ensurepip, venv"
+    )
     probe = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=False)
     lines = probe.stdout.splitlines()
     if len(lines) != 2:
@@ -125,9 +132,7 @@ def _probe(interpreter: str) -> tuple[str, str]:
 
 def _install_lock(target: Environment) -> None:
     packages = locked_names(target.lock.read_text(encoding="utf-8"))
-    say(
-        f"installing {len(packages)} packages from {target.lock.name} (a minute or two when they are not cached)"
-    )
+    say(f"installing {len(packages)} packages from {target.lock.name} (up to a minute or two)")
     _pip(target, "install", "--no-deps", "--require-hashes", "--requirement", str(target.lock))
     listing = subprocess.run(
         [target.python, "-I", "-m", "pip", "list", "--format=freeze"],
@@ -147,8 +152,8 @@ def _pip(target: Environment, command: str, *arguments: str) -> None:
 
 
 def _run(command: list[str], failure: str) -> None:
-    # stdout belongs to the command that was asked for. The lock's descriptor is inherited (close_fds), so that
-    # a pip that outlives a killed launcher keeps the next one waiting instead of working beside it.
+    # stdout belongs to the command that was asked for. The lock's descriptor is inherited (close_fds), so
+    # that a pip that outlives a killed launcher keeps the next one waiting instead of working beside it.
     completed = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=sys.stderr, close_fds=False, check=False
     )

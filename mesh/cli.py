@@ -1,6 +1,7 @@
 """The command line `ecp`: registers the commands and turns expected failures into one line and an exit code.
 
-To add a command, write mesh/commands/NAME.py with a function (or a typer.Typer for a group) and one line below.
+To add a command, write mesh/commands/NAME.py with a function (or a typer.Typer for a group) and add one line
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ DEVELOP = "Develop"
 
 app = typer.Typer(
     name="ecp",
-    help="Execution Control Plane: copies trades from master Expert Advisors to their subscribers, once, in order.",
+    help="Execution Control Plane: copies trades from masters to their subscribers, once and in order.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -51,7 +52,7 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command line and exits: 0 done, 1 failure, 2 usage, 3 the machine or the settings are not fit for it."""
+    """Runs the command line and exits: 0 done, 1 failure, 2 usage, 3 a machine or settings not fit for it."""
     try:
         app(prog_name="ecp")
     except MeshError as error:

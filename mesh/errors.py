@@ -1,4 +1,4 @@
-"""The expected failures of the command line, each one line for the person at the terminal; nothing here prints."""
+"""The expected failures of the command line, each one line for the person at the terminal; it prints none."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ class MeshError(Exception):
 
 
 class ConfigurationError(MeshError):
-    """The machine or the settings cannot work as they are: a port in use, an unwritable folder, another version."""
+    """The machine or the settings cannot work as they are: a port in use, an unwritable folder."""
 
     exit_code = EXIT_CONFIGURATION

@@ -1,4 +1,4 @@
-"""Resolves the project's dependencies into lock files for every supported Python and platform; must not install any."""
+"""Resolves the dependencies into lock files, for all supported Pythons and platforms at once; installs nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS = [
 
 
 def relock(*, upgrade: bool) -> list[str]:
-    """Writes the lock files, keeping the versions they hold where possible unless `upgrade`. Returns their names.
+    """Writes the lock files and returns their names; versions stay where possible, unless `upgrade`.
 
     Raises:
         MeshError: the requirements contradict one another or the index did not answer (uv has said so).

@@ -1,5 +1,7 @@
-"""A protoc plugin for gRPC's Python stubs, which grpcio-tools offers only inside its own protoc; it runs in .venv-gen
-and must import nothing of the project."""
+"""A protoc plugin for gRPC's Python stubs, which grpcio-tools offers only inside its own protoc.
+
+It runs in .venv-gen and must import nothing of the project.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ecp test`: pytest in this clone's environment; it takes pytest's arguments and gives pytest's exit code."""
+"""`ecp test`: pytest in this clone's environment, with pytest's own arguments and exit code."""
 
 from __future__ import annotations
 

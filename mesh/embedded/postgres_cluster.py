@@ -1,0 +1,108 @@
+"""Makes a PostgreSQL cluster (initdb), whole or not at all; starts no server."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+from mesh.embedded.postgres_binaries import Binaries, environment
+from mesh.errors import ConfigurationError
+from mesh.process import User
+
+SUPERUSER = "postgres"
+PASSWORD_FILE = "postgres-password"
+INITDB_SECONDS_MAX = 120.0
+
+
+def make(cluster: Path, binaries: Binaries, run_folder: Path, user: User | None, *, durable: bool) -> None:
+    """Makes the cluster beside its place and moves it there, so that an interrupted call leaves none.
+
+    The superuser's password goes into a file next to it. It blocks for a second or so.
+
+    Raises:
+        ConfigurationError: initdb's own reason, or no account to run it under.
+    """
+    fresh = cluster.with_name("cluster.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    password = secrets.token_urlsafe(32)
+    password_file = run_folder / "password"
+    _write_private(password_file, password)
+    account = _account_for_initdb(user)
+    if account:
+        for path in (fresh, password_file, run_folder):
+            os.chown(path, account.uid, account.gid)
+    _initdb(fresh, binaries.reachable_by(account, run_folder), password_file, account, durable=durable)
+    password_file.unlink()
+    if user:
+        os.chown(run_folder, user.uid, user.gid)
+        _give(fresh, user)
+    _write_private(cluster.with_name(PASSWORD_FILE), password)
+    fresh.rename(cluster)
+
+
+def _initdb(
+    fresh: Path, binaries: Binaries, password_file: Path, account: User | None, *, durable: bool
+) -> None:
+    command = [
+        str(binaries.folder / "initdb"),
+        *("--pgdata", str(fresh), "--username", SUPERUSER, "--pwfile", str(password_file)),
+        *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--data-checksums"),
+        *("--encoding", "UTF8", *_locale_options(binaries.major)),
+        *(() if durable else ("--no-sync",)),
+    ]
+    completed = subprocess.run(
+        command,
+        env=environment(),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=INITDB_SECONDS_MAX,
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=[] if account else None,
+    )
+    if completed.returncode:
+        said = [line for line in completed.stdout.splitlines() if line.strip()] or ["it said nothing"]
+        reasons = [line for line in said if "error" in line or "FATAL" in line]
+        raise ConfigurationError(
+            f"PostgreSQL could not make a data folder in {fresh.parent}: {(reasons or said)[-1]}"
+        )
+
+
+def _account_for_initdb(user: User | None) -> User | None:
+    """initdb, unlike the server, insists on a user that has a name."""
+    if user is None:
+        return None
+    accounts = [entry for entry in pwd.getpwall() if entry.pw_uid]
+    accounts.sort(key=lambda entry: (entry.pw_uid != user.uid, entry.pw_name != "nobody"))
+    if not accounts:
+        raise ConfigurationError("initdb refuses root and there is no other account: run as an ordinary user")
+    return User(accounts[0].pw_uid, accounts[0].pw_gid)
+
+
+def _locale_options(major: int) -> tuple[str, ...]:
+    """Code point order and UTF-8 character classes, the same on every machine."""
+    if major >= 17:
+        return ("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C")
+    return ("--locale", "C.UTF-8")
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _give(folder: Path, user: User) -> None:
+    for root, _, names in os.walk(folder):
+        for path in (root, *(os.path.join(root, name) for name in names)):
+            os.lchown(path, user.uid, user.gid)
