@@ -15,7 +15,7 @@ BUY = signal_pb2.SIDE_BUY
 SELL = signal_pb2.SIDE_SELL
 
 
-def opposite(side: signal_pb2.Side) -> signal_pb2.Side:
+def opposite(side: signal_pb2.Side.ValueType) -> signal_pb2.Side.ValueType:
     """SELL for BUY and BUY for SELL."""
     return SELL if side == BUY else BUY
 
@@ -25,7 +25,7 @@ class Position:
     """An open position; prices and volumes in 1e-8, 0 for no stop or target."""
 
     position_id: int
-    side: signal_pb2.Side
+    side: signal_pb2.Side.ValueType
     volume_lots_e8: int
     price_e8: int
     stop_loss_e8: int = 0
@@ -37,8 +37,8 @@ class Order:
     """A pending order; prices and volumes in 1e-8."""
 
     order_id: int
-    side: signal_pb2.Side
-    order_type: signal_pb2.OrderType
+    side: signal_pb2.Side.ValueType
+    order_type: signal_pb2.OrderType.ValueType
     volume_lots_e8: int
     price_e8: int
     stop_loss_e8: int
@@ -49,7 +49,7 @@ class Order:
 class Account:
     """Positions and orders in one symbol. Tickets rise and are never reused."""
 
-    mode: signal_pb2.AccountMode
+    mode: signal_pb2.AccountMode.ValueType
     symbol: str = "EURUSD"
     now_us: int = 0
     positions: dict[int, Position] = field(default_factory=dict)
@@ -57,7 +57,13 @@ class Account:
     _ticket: int = 100_000
 
     def open(
-        self, side: signal_pb2.Side, volume_lots_e8: int, price_e8: int, *, stop_loss_e8: int = 0, take_profit_e8: int = 0
+        self,
+        side: signal_pb2.Side.ValueType,
+        volume_lots_e8: int,
+        price_e8: int,
+        *,
+        stop_loss_e8: int = 0,
+        take_profit_e8: int = 0,
     ) -> signal_pb2.Signal:
         """Opens a position with a new ticket."""
         position = Position(self._next_ticket(), side, volume_lots_e8, price_e8, stop_loss_e8, take_profit_e8)
@@ -75,9 +81,13 @@ class Account:
 
     def modify(self, position_id: int, *, stop_loss_e8: int, take_profit_e8: int) -> signal_pb2.Signal:
         """Sets stop loss and take profit; 0 removes one."""
-        changed = replace(self.positions[position_id], stop_loss_e8=stop_loss_e8, take_profit_e8=take_profit_e8)
+        changed = replace(
+            self.positions[position_id], stop_loss_e8=stop_loss_e8, take_profit_e8=take_profit_e8
+        )
         self.positions[position_id] = changed
-        return self._of(changed, signal_pb2.SIGNAL_KIND_MODIFY, stop_loss_e8=stop_loss_e8, take_profit_e8=take_profit_e8)
+        return self._of(
+            changed, signal_pb2.SIGNAL_KIND_MODIFY, stop_loss_e8=stop_loss_e8, take_profit_e8=take_profit_e8
+        )
 
     def close(self, position_id: int, price_e8: int) -> signal_pb2.Signal:
         """Closes a position whole."""
@@ -90,10 +100,15 @@ class Account:
         """Closes a part; says what remains."""
         position = self.positions[position_id]
         if not 0 < remaining_lots_e8 < position.volume_lots_e8:
-            raise ValueError(f"position {position_id}: {remaining_lots_e8} is not less than {position.volume_lots_e8}")
+            raise ValueError(
+                f"position {position_id}: {remaining_lots_e8} is not less than {position.volume_lots_e8}"
+            )
         self.positions[position_id] = replace(position, volume_lots_e8=remaining_lots_e8)
         return self._of(
-            position, signal_pb2.SIGNAL_KIND_PARTIAL_CLOSE, price_e8=price_e8, volume_lots_e8=remaining_lots_e8
+            position,
+            signal_pb2.SIGNAL_KIND_PARTIAL_CLOSE,
+            price_e8=price_e8,
+            volume_lots_e8=remaining_lots_e8,
         )
 
     def close_by(self, position_id: int, opposite_id: int, price_e8: int) -> signal_pb2.Signal:
@@ -111,9 +126,15 @@ class Account:
         )  # fmt: skip
 
     def place(
-        self, side: signal_pb2.Side, order_type: signal_pb2.OrderType, volume_lots_e8: int, price_e8: int,
-        *, stop_loss_e8: int, take_profit_e8: int,
-    ) -> signal_pb2.Signal:  # fmt: skip
+        self,
+        side: signal_pb2.Side.ValueType,
+        order_type: signal_pb2.OrderType.ValueType,
+        volume_lots_e8: int,
+        price_e8: int,
+        *,
+        stop_loss_e8: int,
+        take_profit_e8: int,
+    ) -> signal_pb2.Signal:
         """Places a pending order."""
         order = Order(
             self._next_ticket(), side, order_type, volume_lots_e8, price_e8, stop_loss_e8, take_profit_e8
@@ -167,20 +188,31 @@ class Account:
         self._ticket += 1
         return self._ticket
 
-    def _opened(self, kind: signal_pb2.SignalKind, position: Position) -> signal_pb2.Signal:
+    def _opened(self, kind: signal_pb2.SignalKind.ValueType, position: Position) -> signal_pb2.Signal:
         self.positions[position.position_id] = position
         return self._of(
             position, kind, volume_lots_e8=position.volume_lots_e8, price_e8=position.price_e8,
             stop_loss_e8=position.stop_loss_e8, take_profit_e8=position.take_profit_e8,
         )  # fmt: skip
 
-    def _of(self, position: Position, kind: signal_pb2.SignalKind, **fields: int) -> signal_pb2.Signal:
+    def _of(
+        self,
+        position: Position,
+        kind: signal_pb2.SignalKind.ValueType,
+        *,
+        price_e8: int = 0,
+        volume_lots_e8: int = 0,
+        stop_loss_e8: int = 0,
+        take_profit_e8: int = 0,
+        opposite_position_id: int = 0,
+    ) -> signal_pb2.Signal:
         return signal_pb2.Signal(
-            kind=kind, position_id=position.position_id, symbol=self.symbol, side=position.side,
-            occurred_at_us=self.now_us, **fields,
+            kind=kind, position_id=position.position_id, symbol=self.symbol, side=position.side, price_e8=price_e8,
+            volume_lots_e8=volume_lots_e8, stop_loss_e8=stop_loss_e8, take_profit_e8=take_profit_e8,
+            opposite_position_id=opposite_position_id, occurred_at_us=self.now_us,
         )  # fmt: skip
 
-    def _of_order(self, order: Order, kind: signal_pb2.SignalKind) -> signal_pb2.Signal:
+    def _of_order(self, order: Order, kind: signal_pb2.SignalKind.ValueType) -> signal_pb2.Signal:
         return signal_pb2.Signal(
             kind=kind, order_id=order.order_id, symbol=self.symbol, side=order.side, order_type=order.order_type,
             volume_lots_e8=order.volume_lots_e8, price_e8=order.price_e8, stop_loss_e8=order.stop_loss_e8,

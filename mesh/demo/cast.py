@@ -44,9 +44,9 @@ def masters() -> list[MasterRole]:
 
 
 def subscribers(count: int) -> list[SubscriberRole]:
-    """`count` subscribers: the first is cut off, the second cheats, the third rotates its license, the rest are plain.
+    """`count` subscribers: one is cut off, one cheats, one rotates its license, the rest are plain.
 
-    The first four of every ten follow all masters, so that each signal has peers to be compared with; the others follow one.
+    Some follow all masters, so that each signal has peers to be compared with; the others follow one.
     """
     special = {0: Behaviour.CUT_OFF, 1: Behaviour.CHEATS, 2: Behaviour.ROTATES}
     roles = []
@@ -54,5 +54,7 @@ def subscribers(count: int) -> list[SubscriberRole]:
         everybody = tuple(range(len(STRATEGIES)))
         follows = everybody if index % 10 < 4 and index < 20 else (index % len(STRATEGIES),)
         behaviour = special.get(index, Behaviour.HONEST)
-        roles.append(SubscriberRole(f"subscriber-{index + 1:02d}", follows, (50, 100, 200)[index % 3], behaviour))
+        roles.append(
+            SubscriberRole(f"subscriber-{index + 1:02d}", follows, (50, 100, 200)[index % 3], behaviour)
+        )
     return roles

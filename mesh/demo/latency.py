@@ -41,4 +41,6 @@ def _percentiles_ms(ordered_us: list[int], ranks: tuple[float, ...]) -> list[flo
     if not ordered_us:
         return [None for _ in ranks]
     last = len(ordered_us) - 1
-    return [ordered_us[min(last, max(0, math.ceil(rank / 100 * len(ordered_us)) - 1))] / 1000 for rank in ranks]
+    return [
+        ordered_us[min(last, max(0, math.ceil(rank / 100 * len(ordered_us)) - 1))] / 1000 for rank in ranks
+    ]

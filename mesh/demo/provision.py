@@ -47,7 +47,7 @@ class SubscriberCredentials:
 
 @dataclass(slots=True)
 class Provisioner:
-    """Creates users, masters, licenses and subscriptions. `run` makes names unique, so it works twice on one database."""
+    """Creates users, masters, licenses and subscriptions. `run` makes their names unique."""
 
     connection: Connection
     run: str

@@ -197,7 +197,9 @@ def _explain_gaps(
             withheld |= covered
         elif not in_log:
             found.unexplained_gaps += 1
-            found.differ(f"{label}: the gap {gap.first} to {gap.last} (reason {gap.reason}) has no explanation")
+            found.differ(
+                f"{label}: the gap {gap.first} to {gap.last} (reason {gap.reason}) has no explanation"
+            )
     return frozenset(withheld)
 
 

@@ -1,4 +1,4 @@
-"""What an account holds after a run of signals, computed the plainest way; a second opinion on the client library's books.
+"""What an account holds after a run of signals, computed the plainest way: a second opinion on the client's books.
 
 It shares no code with them on purpose. Stop loss and take profit are left to the client library's own tests.
 """
@@ -51,7 +51,7 @@ class Holdings:
 
 
 def replay(signals: Iterable[signal_pb2.Signal]) -> Holdings:
-    """Applies signals in order. What refers to a ticket that is not held (its opening was not copied) changes nothing."""
+    """Applies signals in order; what refers to a ticket that is not held (it was not copied) changes nothing."""
     holdings = Holdings()
     for signal in signals:
         _apply(signal, holdings)

@@ -29,7 +29,7 @@ class Strategy(ABC):
         """What was done at this price, in order; often nothing."""
 
 
-def moved(side: signal_pb2.Side, from_e8: int, to_e8: int) -> int:
+def moved(side: signal_pb2.Side.ValueType, from_e8: int, to_e8: int) -> int:
     """How far the price moved in favour of a position, in 1e-8."""
     return to_e8 - from_e8 if side == BUY else from_e8 - to_e8
 
@@ -132,7 +132,7 @@ class MeanReversion(Strategy):
 
 
 class Breakout(Strategy):
-    """Hedging: straddles the price with pending orders, moves or cancels them, and rides what fills to stop or target."""
+    """Hedging: straddles the price with pending orders, moves or cancels them, rides what fills to stop or target."""
 
     name = "breakout"
     positions_max = 6
@@ -169,14 +169,18 @@ class Breakout(Strategy):
         if not self.account.orders:
             self._age_ticks = 0
             full = len(self.account.positions) >= self.positions_max
-            return [] if full else [self._order(side, price_e8, number) for number, side in enumerate((BUY, SELL, BUY))]
+            return (
+                []
+                if full
+                else [self._order(side, price_e8, number) for number, side in enumerate((BUY, SELL, BUY))]
+            )
         if self._age_ticks >= 6:
             return [self.account.cancel(order_id) for order_id in list(self.account.orders)]
         if self._age_ticks % 3:
             return []
         return [self._move(order_id, price_e8) for order_id in list(self.account.orders)]
 
-    def _order(self, side: signal_pb2.Side, price_e8: int, number: int) -> signal_pb2.Signal:
+    def _order(self, side: signal_pb2.Side.ValueType, price_e8: int, number: int) -> signal_pb2.Signal:
         limit = number == 2
         sign = (1 if side == BUY else -1) * (-1 if limit else 1)
         at = price_e8 + sign * 8 * PIP_E8
@@ -192,7 +196,7 @@ class Breakout(Strategy):
         return self.account.move_order(order_id, price_e8=at, stop_loss_e8=stop, take_profit_e8=target)
 
     @staticmethod
-    def _exits(side: signal_pb2.Side, at_e8: int) -> tuple[int, int]:
+    def _exits(side: signal_pb2.Side.ValueType, at_e8: int) -> tuple[int, int]:
         sign = 1 if side == BUY else -1
         return at_e8 - sign * 12 * PIP_E8, at_e8 + sign * 15 * PIP_E8
 

@@ -45,7 +45,7 @@ class PlainReporter:
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} ms"
+    return "-" if value is None else f"{value:.1f} ms"
 
 
 def _headline(board: Board) -> Panel:
@@ -56,7 +56,9 @@ def _headline(board: Board) -> Panel:
         (f"{board.deliveries}", "bold cyan"), f" deliveries ({board.deliveries_per_second:.0f}/s)   ",
         "latency p50 ", (_ms(board.latency_p50_ms), "bold"), "  p99 ", (_ms(board.latency_p99_ms), "bold"),
     )  # fmt: skip
-    return Panel(text, title="Execution Control Plane: master → ingest → log → fanout → subscriber", title_align="left")
+    return Panel(
+        text, title="Execution Control Plane: master → ingest → log → fanout → subscriber", title_align="left"
+    )
 
 
 def _middle(board: Board) -> Table:
@@ -70,7 +72,9 @@ def _middle(board: Board) -> Table:
 def _masters(board: Board) -> Table:
     table = _table("master", "account", "sent", "acknowledged", "positions", "orders", title="Masters")
     for row in board.masters.values():
-        table.add_row(row.name, row.mode, str(row.sent), str(row.acknowledged), str(row.positions), str(row.orders))
+        table.add_row(
+            row.name, row.mode, str(row.sent), str(row.acknowledged), str(row.positions), str(row.orders)
+        )
     return table
 
 
@@ -94,7 +98,7 @@ def _subscribers(board: Board) -> Table:
 
 
 def _subscriber_cells(row: SubscriberRow) -> tuple[str, str, Text, str, str, Text]:
-    trust = Text("–") if row.trust is None else Text(f"{row.trust:.0f}", "red" if row.trust < 50 else "")
+    trust = Text("-") if row.trust is None else Text(f"{row.trust:.0f}", "red" if row.trust < 50 else "")
     return row.name, row.behaviour, _styled(row.state), str(row.received), str(row.refused), trust
 
 
