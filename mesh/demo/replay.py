@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from execution.common.v1 import signal_pb2, snapshot_pb2
 
+VOLUME_STEP_E8 = 1_000_000
+
 Held = tuple[int, int]
 """(side, volume in 1e-8 lots)."""
 
@@ -30,10 +32,12 @@ class Holdings:
         )
 
     def scaled(self, percent: int) -> Holdings:
-        """The same with every volume multiplied by percent / 100, rounded down."""
+        """The same with every volume multiplied by percent / 100 and rounded down to the volume step."""
 
         def scale(held: dict[int, Held]) -> dict[int, Held]:
-            return {ticket: (side, volume * percent // 100) for ticket, (side, volume) in held.items()}
+            return {
+                ticket: (side, _round(volume * percent // 100)) for ticket, (side, volume) in held.items()
+            }
 
         return Holdings(scale(self.positions), scale(self.orders))
 
@@ -48,6 +52,10 @@ class Holdings:
             for ticket in sorted(held.keys() | want.keys())
             if held.get(ticket) != want.get(ticket)
         ]
+
+
+def _round(volume_lots_e8: int) -> int:
+    return volume_lots_e8 - volume_lots_e8 % VOLUME_STEP_E8
 
 
 def replay(signals: Iterable[signal_pb2.Signal]) -> Holdings:
