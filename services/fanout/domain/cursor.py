@@ -1,0 +1,341 @@
+"""One master within one stream: where it stands and what comes next; it writes nothing."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from execution.common.v1 import position_pb2, snapshot_pb2
+from services.fanout.domain.codec import Message, gap_message, snapshot_message
+from services.fanout.domain.filter import PASSES_ALL, PASSES_CLOSE_ONLY, Pause
+from services.fanout.domain.position import Position, held
+from services.fanout.domain.ring import (
+    EpochRecord,
+    GapRecord,
+    MasterLog,
+    Record,
+    Segment,
+    SignalRecord,
+    Slice,
+)
+
+Piece = Slice | Message
+
+_SCAN_RECORDS_MAX: Final = 1_000
+"""A paused cursor looks at so many records at most before others have their turn."""
+
+
+class Place(Enum):
+    """Where a cursor reads."""
+
+    LIVE = "live"
+    """In the ring."""
+    BEHIND = "behind"
+    """Before the ring's oldest record: it waits for a page from further back."""
+    PAGE = "page"
+    """In such a page."""
+    SNAPSHOT = "snapshot"
+    """Nowhere yet: it waits for a snapshot to begin with."""
+
+
+class Sync(Enum):
+    """Whether a subscriber is in step with a master, as far as this process knows."""
+
+    UNKNOWN = "unknown"
+    SYNCED = "synced"
+    DEGRADED_GAP = "degraded_gap"
+    RESYNCING = "resyncing"
+
+
+class Cursor:
+    """Reads one master's log for one stream. Everything up to `position` was told."""
+
+    __slots__ = (
+        "_ahead",
+        "_offset",
+        "_segment",
+        "_stops_held",
+        "_sync_reason_at_target",
+        "_withheld_from",
+        "_withheld_to",
+        "acknowledged",
+        "log",
+        "master_id",
+        "pause",
+        "place",
+        "position",
+        "sync",
+        "sync_changed",
+        "sync_reason",
+        "sync_target",
+        "version",
+        "was_live",
+    )
+
+    def __init__(self, log: MasterLog, *, pause: Pause = Pause.NONE, version: int = 0) -> None:
+        """A cursor that waits for a snapshot; `start` lets it begin at a position instead."""
+        self.log = log
+        self.master_id = log.master_id
+        self.place = Place.SNAPSHOT
+        self.position = Position(0, 0)
+        self.acknowledged = Position(0, 0)
+        self.pause = pause
+        self.version = version
+        self.sync = Sync.UNKNOWN
+        self.sync_reason = ""
+        self.sync_changed = False
+        self.sync_target: Position | None = None
+        self.was_live = False
+        self._segment: Segment = log
+        self._offset = 0
+        self._ahead = False
+        self._withheld_from: Position | None = None
+        self._withheld_to = Position(0, 0)
+        self._stops_held: dict[int, int] = {}
+        self._sync_reason_at_target = "the full sync is complete"
+
+    @property
+    def scanned(self) -> Position:
+        """Everything up to here was told or is about to be told as withheld."""
+        return self.position if self._withheld_from is None else self._withheld_to
+
+    @property
+    def lag_signals(self) -> int:
+        """About how many positions of the log were not looked at yet."""
+        if self.place is Place.SNAPSHOT:
+            return 0
+        return max(0, self.log.head.sequence - self.scanned.sequence)
+
+    @property
+    def has_next(self) -> bool:
+        """Whether `take` may have something to give, or must be called to find out where to read on."""
+        if self.place is Place.SNAPSHOT or self.place is Place.BEHIND:
+            return False
+        return self.place is Place.PAGE or self._offset < self._segment.end
+
+    def start(self, position: Position) -> None:
+        """Begins behind `position`, which the reader holds."""
+        self.position = held(position)
+        self._find()
+
+    def resync(self) -> None:
+        """A full sync is under way: in step again when everything up to now was told after the snapshot."""
+        self._turn(Sync.RESYNCING, "a full sync is under way")
+
+    def start_with(self, snapshot: snapshot_pb2.Snapshot) -> Message:
+        """Begins with a snapshot; returns the message that tells it."""
+        self.start(Position(snapshot.as_of.epoch, snapshot.as_of.sequence))
+        self.sync_target = max(self.log.head, self.position)
+        return snapshot_message(snapshot)
+
+    def in_step_at(self, target: Position, reason: str) -> None:
+        """Counts as in step as soon as everything up to `target` was told."""
+        self.sync_target = target
+        self._sync_reason_at_target = reason
+
+    def note_sync(self) -> None:
+        """Sees whether the target is reached."""
+        if self.sync_target is not None and self.scanned >= self.sync_target:
+            self.sync_target = None
+            self._turn(Sync.SYNCED, self._sync_reason_at_target)
+
+    def feed(self, page: Segment) -> None:
+        """Goes on in a page of older records that covers the position; meaningful while BEHIND."""
+        if self.place is not Place.BEHIND:
+            return
+        self._segment = page
+        self._offset = page.offset_after(self.position)
+        self.place = Place.PAGE
+
+    def skip_to(self, floor: Position, reason: position_pb2.GapReason.ValueType, note: str) -> Message:
+        """Tells that everything up to `floor` is not to be had any more, and goes on behind it."""
+        message = gap_message(
+            self.master_id,
+            Position(self.position.epoch, self.position.sequence + 1),
+            floor,
+            resume_after=floor,
+            reason=reason,
+            note=note,
+        )
+        self.position = floor
+        self._missed("positions are not to be had any more")
+        self._find()
+        return message
+
+    def set_pause(self, pause: Pause) -> None:
+        """What is withheld from now on."""
+        if pause is Pause.NONE:
+            self._stops_held.clear()
+        self.pause = pause
+
+    def take(self, bytes_max: int, signals_max: int) -> Piece | None:
+        """The next thing to tell, at most about `bytes_max` and `signals_max`; None when there is nothing now."""
+        if not self.has_next:
+            return None
+        if self._withheld_from is not None and not self._is_inside():
+            # Told before reading on elsewhere: what is read there may not cover it.
+            return self.flush_withheld()
+        if not self._is_inside() and not self._move():
+            return None
+        if self._ahead and not self._skip_held():
+            return None
+        if self.pause is not Pause.NONE or self._withheld_from is not None:
+            return self._take_filtered(bytes_max, signals_max)
+        piece = self._segment.slice(self._offset, bytes_max, signals_max)
+        if piece is None:
+            return self._take_other()
+        self._offset = piece.end
+        self.position = piece.last
+        return piece
+
+    def flush_withheld(self) -> Message | None:
+        """The Gap for what was withheld since the last one, if anything was."""
+        first = self._withheld_from
+        if first is None:
+            return None
+        self._withheld_from = None
+        self.position = self._withheld_to
+        return gap_message(
+            self.master_id,
+            first,
+            self.position,
+            resume_after=self.position,
+            reason=position_pb2.GAP_REASON_WITHHELD,
+        )
+
+    def _find(self) -> None:
+        self._segment = self.log
+        if self.log.covers(self.position):
+            self.place = Place.LIVE
+            self.was_live = True
+            self._offset = self.log.offset_after(self.position)
+            self._ahead = self.position > self.log.head
+        else:
+            self.place = Place.BEHIND
+
+    def _is_inside(self) -> bool:
+        return self._segment.base <= self._offset < self._segment.end
+
+    def _move(self) -> bool:
+        """Finds out where to read on: the ring let go of the place, or the page is at its end."""
+        self._find()
+        return self.place is Place.LIVE and self._is_inside()
+
+    def _skip_held(self) -> bool:
+        """Passes over what the reader holds: it came with more than this process had read."""
+        self._offset = max(self._offset, self.log.offset_after(self.position))
+        self._ahead = self._offset >= self.log.end
+        return not self._ahead
+
+    def _take_other(self) -> Piece | None:
+        record = self._segment.record(self._offset)
+        self._offset += 1
+        if isinstance(record, GapRecord):
+            return self._tell_gap(record)
+        if isinstance(record, EpochRecord):
+            return self._tell_epoch(record)
+        raise AssertionError("signals are taken as slices")
+
+    def _tell_gap(self, gap: GapRecord) -> Message:
+        first = gap.first_sequence
+        if gap.epoch == self.position.epoch:
+            first = max(first, self.position.sequence + 1)
+        self.position = gap.position
+        self._missed(gap.note or "the master's stream has a hole")
+        return gap_message(
+            self.master_id,
+            Position(gap.epoch, first),
+            gap.position,
+            resume_after=gap.position,
+            reason=gap.reason,
+            note=gap.note,
+        )
+
+    def _tell_epoch(self, start: EpochRecord) -> Message:
+        """What a new epoch means depends on what this reader held of the former one."""
+        before, begin = self.position, start.position
+        first, last, resume_after, note = begin, begin, begin, "a new epoch begins"
+        if before.sequence < begin.sequence:
+            first = Position(before.epoch, before.sequence + 1)
+            last = Position(before.epoch, begin.sequence)
+            note = "a new epoch begins; what was lost before it will not come"
+        elif start.reason == position_pb2.GAP_REASON_LOG_LOST and before.sequence > begin.sequence:
+            # The reader had these before the log lost them, and the master sends them again under the same sequences.
+            last = resume_after = Position(begin.epoch, before.sequence)
+            note = "a new epoch begins; what was received in the former one is not sent again"
+        self.position = resume_after
+        self._missed("a new epoch began")
+        if resume_after > begin:
+            self._offset = max(self._offset, self._segment.offset_after(resume_after))
+            self._ahead = self._segment is self.log and resume_after > self.log.head
+        return gap_message(
+            self.master_id, first, last, resume_after=resume_after, reason=start.reason, note=note
+        )
+
+    def _missed(self, reason: str) -> None:
+        self.sync_target = None
+        self._turn(Sync.DEGRADED_GAP, reason)
+
+    def _turn(self, sync: Sync, reason: str) -> None:
+        if sync is not self.sync:
+            self.sync = sync
+            self.sync_reason = reason
+            self.sync_changed = True
+
+    def _take_filtered(self, bytes_max: int, signals_max: int) -> Piece | None:
+        taken: list[SignalRecord] = []
+        budget = bytes_max
+        for _ in range(_SCAN_RECORDS_MAX):
+            if not self._segment.base <= self._offset < self._segment.end:
+                break
+            record = self._segment.record(self._offset)
+            if not isinstance(record, SignalRecord):
+                return self._before_other(taken)
+            if self._passes(record):
+                budget -= len(record.chunk)
+                if self._withheld_from is not None:
+                    return self.flush_withheld()
+                if taken and (budget < 0 or len(taken) >= signals_max):
+                    break
+                self._note_sent(record)
+                taken.append(record)
+            elif taken:
+                break
+            else:
+                self._withhold(record)
+            self._offset += 1
+        return self._taken(taken)
+
+    def _before_other(self, taken: list[SignalRecord]) -> Piece | None:
+        if taken:
+            return self._taken(taken)
+        return self.flush_withheld() or self._take_other()
+
+    def _taken(self, taken: list[SignalRecord]) -> Slice | None:
+        if not taken:
+            return None
+        piece = Slice(taken, self._offset)
+        self.position = piece.last
+        return piece
+
+    def _passes(self, record: SignalRecord) -> bool:
+        if self.pause is Pause.NONE:
+            return True
+        if record.stop_change is not None:
+            change = record.stop_change
+            return change.tightens(self._stops_held.get(change.position_id, change.stop_before_e8))
+        needed = PASSES_ALL if self.pause is Pause.ALL else PASSES_CLOSE_ONLY
+        return bool(record.passes & needed)
+
+    def _note_sent(self, record: SignalRecord) -> None:
+        if record.stop_change is not None:
+            self._stops_held.pop(record.stop_change.position_id, None)
+
+    def _withhold(self, record: Record) -> None:
+        if self._withheld_from is None:
+            self._withheld_from = record.position
+        self._withheld_to = record.position
+        if isinstance(record, SignalRecord) and record.stop_change is not None:
+            change = record.stop_change
+            if len(self._stops_held) < _SCAN_RECORDS_MAX:
+                self._stops_held.setdefault(change.position_id, change.stop_before_e8)
