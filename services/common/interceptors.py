@@ -16,7 +16,7 @@ from opentelemetry import trace
 from prometheus_client import Counter, Histogram
 
 from services.common import auth, status, tracing
-from services.common.errors import DeadlineExceededError, ServiceError
+from services.common.errors import DeadlineExceededError, ResourceExhaustedError, ServiceError
 
 _log = logging.getLogger(__name__)
 
@@ -77,10 +77,25 @@ class CallGuard(grpc.aio.ServerInterceptor):
     with its traceback and becomes INTERNAL. Cancellation passes through untouched.
     """
 
-    def __init__(self, authorizer: auth.Authorizer, *, unary_deadline_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        authorizer: auth.Authorizer,
+        *,
+        unary_deadline_seconds: float | None = None,
+        calls_max: int = 20_000,
+    ) -> None:
         self._authorizer = authorizer
         self._unary_deadline_seconds = unary_deadline_seconds
+        self._calls_max = calls_max
+        self._calls = 0
+        self._handlers = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._guarded: dict[str, Handler] = {}
+
+    async def idle(self) -> None:
+        """Returns once no handler runs."""
+        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -141,15 +156,25 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _around(self, method: Method, context: Context) -> AsyncIterator[None]:
+        # Health is asked most when it is worst; refusing it would have the process killed for being busy.
+        counted = method.service not in auth.OPEN_SERVICES
+        self._calls += counted
+        self._handlers += 1
+        self._idle.clear()
         labels = (method.kind, method.service, method.name)
         STARTED.labels(*labels).inc()
         began = time.perf_counter()
         code = grpc.StatusCode.OK.value[0]
         try:
             async with _traced(method, context), _translated(method, context):
-                auth.set_principal(
-                    self._authorizer.authorize(method.full_name, context.invocation_metadata() or ())
-                )
+                if counted and self._calls > self._calls_max:
+                    raise ResourceExhaustedError(
+                        "the server serves as many calls as it may",
+                        reason="CALLS_AT_ONCE",
+                        retry_after_seconds=1.0,
+                    )
+                metadata = context.invocation_metadata() or ()
+                auth.set_principal(self._authorizer.authorize(method.full_name, metadata))
                 yield
             code = _number(context.code())
         except (asyncio.CancelledError, GeneratorExit):
@@ -159,6 +184,10 @@ class CallGuard(grpc.aio.ServerInterceptor):
             code = _number(context.code())
             raise
         finally:
+            self._calls -= counted
+            self._handlers -= 1
+            if not self._handlers:
+                self._idle.set()
             HANDLED.labels(*labels, CODE_NAMES.get(code, "Unknown")).inc()
             HANDLING.labels(*labels).observe(time.perf_counter() - began)
 

@@ -39,6 +39,9 @@ _KEEPALIVE_TIMEOUT_MS: Final = 20_000
 _CLIENT_PING_INTERVAL_MS_MIN: Final = 10_000
 _METADATA_BYTES_MAX: Final = 16_384
 _CONNECTION_AGE_GRACE_MS: Final = 30_000
+_CANCELLATION_SECONDS: Final = 5.0
+# Calls of health (one watch per client channel) and reflection, beyond the limit for all others.
+_OPEN_CALLS_MAX: Final = 10_000
 
 ServicerT = TypeVar("ServicerT")
 
@@ -112,11 +115,15 @@ async def serving(
         ConfigurationError: the address is in use or cannot be bound, or a certificate cannot be read.
         ValueError: the authorizer has rules for methods that no registration serves.
     """
-    guard = CallGuard(authorizer, unary_deadline_seconds=settings.grpc_unary_deadline_seconds)
+    guard = CallGuard(
+        authorizer,
+        unary_deadline_seconds=settings.grpc_unary_deadline_seconds,
+        calls_max=settings.grpc_concurrent_rpcs_max,
+    )
     grpc_server = grpc.aio.server(
         interceptors=[guard],
         options=_options(settings),
-        maximum_concurrent_rpcs=settings.grpc_concurrent_rpcs_max,
+        maximum_concurrent_rpcs=settings.grpc_concurrent_rpcs_max + _OPEN_CALLS_MAX,
     )
     methods = _register(grpc_server, registrations)
     unknown = authorizer.methods - {
@@ -134,18 +141,19 @@ async def serving(
     try:
         yield server
     finally:
-        await _drain(server, settings.drain_grace_seconds)
+        await _drain(server, guard, settings.drain_grace_seconds)
 
 
-async def _drain(server: Server, grace_seconds: float) -> None:
+async def _drain(server: Server, guard: CallGuard, grace_seconds: float) -> None:
     await server.health.enter_graceful_shutdown()
     server.draining.set()
-    # stop() also waits for the calls that it cancels after the grace; one that ignores that must not hold us.
     try:
-        async with asyncio.timeout(grace_seconds + 5):
+        async with asyncio.timeout(grace_seconds + _CANCELLATION_SECONDS):
             await server.server.stop(grace_seconds)
+            # stop() does not wait for the handlers that it cancels, and they may still use what is closed next.
+            await guard.idle()
     except TimeoutError:
-        _log.error("gRPC calls still run %g s after the end of the grace", 5)
+        _log.error("gRPC handlers still run %g s after they were cancelled", _CANCELLATION_SECONDS)
 
 
 def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> int:
