@@ -81,7 +81,8 @@ def bring_up_to_date(target: Environment, interpreter: str) -> None:
     except OSError as error:
         raise BootstrapError(
             f"cannot write to {error.filename or target.folder} ({error.strerror}):"
-            f" {target.folder.name} belongs in the clone; run ./ecp as the owner of the clone, or clone it to a folder of your own"
+            f" {target.folder.name} belongs in the clone; run ./ecp as the owner of the clone, or clone it to a"
+            " folder of your own"
         ) from error
 
 

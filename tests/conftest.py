@@ -1,7 +1,8 @@
 """Real servers for the tests, started once per run and only when a test asks; each test gets a database of its own.
 
-DATABASE_URL (a superuser's) and REDIS_URL, where set, are used instead of embedded servers: databases are then made and
-dropped under names of their own, and Redis is refused unless the database that the URL names is empty, as it is flushed.
+DATABASE_URL (a superuser's) and REDIS_URL, where set, are used instead of embedded servers: databases are then made
+and dropped under names of their own; the Redis database that the URL names must be empty, as it is flushed. Redis
+functions belong to the whole server, so let nothing else depend on functions of the same names there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import itertools
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
@@ -21,7 +23,8 @@ import hypothesis
 import pytest
 from redis.asyncio import Redis
 
-from mesh.embedded import PostgresServer, RedisServer, postgres, redis
+from mesh.embedded import PostgresServer, RedisServer, folders, postgres, redis
+from mesh.embedded.postgres import UNPRIVILEGED
 from services.common import migrations
 
 T = TypeVar("T")
@@ -132,6 +135,15 @@ async def redis_url(redis_session_url: str, redis_server: RedisServer | None) ->
     if redis_server:
         await redis_command(redis_session_url, "FUNCTION FLUSH")
     return redis_session_url
+
+
+@pytest.fixture
+def data_folder() -> Iterator[Path]:
+    """A folder for an embedded server's data; unlike tmp_path, root's PostgreSQL under another user gets through."""
+    parent = folders.temporary_parent(UNPRIVILEGED)
+    with tempfile.TemporaryDirectory(prefix="ecp-test-", dir=parent) as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 async def migrate(url: str) -> None:

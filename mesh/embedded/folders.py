@@ -29,7 +29,7 @@ def run_folder(user: User | None = None) -> Iterator[Path]:
 
     It is removed at the end or, when that did not come (SIGKILL), by a later call.
     """
-    parent = _temporary_parent(user)
+    parent = temporary_parent(user)
     _remove_abandoned(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     # Locked under another name first: a lock file that is there but free means that its maker is gone.
@@ -116,7 +116,12 @@ def first_closed(folder: Path, user: User | None) -> Path | None:
     return None
 
 
-def _temporary_parent(user: User | None) -> Path:
+def temporary_parent(user: User | None) -> Path:
+    """A folder for temporary ones that `user` can get to and whose path leaves room for a socket's name.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
     for candidate in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):
         usable = candidate.is_dir() and os.access(candidate, os.W_OK)
         if (

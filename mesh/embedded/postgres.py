@@ -268,7 +268,8 @@ def _server_user(cluster: Path | None) -> User | None:
     if os.geteuid() != 0:
         if status and status.st_uid != os.geteuid():
             raise ConfigurationError(
-                f"the data folder {cluster} belongs to user {status.st_uid}: run as that user or root, or choose another"
+                f"the data folder {cluster} belongs to user {status.st_uid}: run as that user or root, or choose"
+                " another"
             )
         return None
     return User(status.st_uid, status.st_gid) if status and status.st_uid else UNPRIVILEGED

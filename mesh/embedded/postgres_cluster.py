@@ -7,6 +7,7 @@ import pwd
 import secrets
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from mesh.embedded.postgres_binaries import Binaries, environment
@@ -49,6 +50,7 @@ def _initdb(
     fresh: Path, binaries: Binaries, password_file: Path, account: User | None, *, durable: bool
 ) -> None:
     command = [
+        *_lent_account(),
         str(binaries.folder / "initdb"),
         *("--pgdata", str(fresh), "--username", SUPERUSER, "--pwfile", str(password_file)),
         *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--data-checksums"),
@@ -71,20 +73,33 @@ def _initdb(
     )
     if completed.returncode:
         said = [line for line in completed.stdout.splitlines() if line.strip()] or ["it said nothing"]
-        reasons = [line for line in said if "error" in line or "FATAL" in line]
+        reasons = [line for line in said if "error" in line or "FATAL" in line or "no account" in line]
         raise ConfigurationError(
             f"PostgreSQL could not make a data folder in {fresh.parent}: {(reasons or said)[-1]}"
         )
 
 
 def _account_for_initdb(user: User | None) -> User | None:
-    """initdb, unlike the server, insists on a user that has a name."""
-    if user is None:
-        return None
+    """Whom root runs initdb as, which, unlike the server, insists on a user that has a name."""
+    return _account(user.uid) if user else None
+
+
+def _lent_account() -> tuple[str, ...]:
+    """What to put before the command when this ordinary user has no name either, as in some containers."""
+    try:
+        pwd.getpwuid(os.geteuid())
+        return ()
+    except KeyError:
+        account = _account(os.geteuid())
+    script = Path(__file__).with_name("exec_with_account.py")
+    return (sys.executable, "-I", "-S", str(script), str(account.uid), str(account.gid))
+
+
+def _account(preferred_uid: int) -> User:
     accounts = [entry for entry in pwd.getpwall() if entry.pw_uid]
-    accounts.sort(key=lambda entry: (entry.pw_uid != user.uid, entry.pw_name != "nobody"))
+    accounts.sort(key=lambda entry: (entry.pw_uid != preferred_uid, entry.pw_name != "nobody"))
     if not accounts:
-        raise ConfigurationError("initdb refuses root and there is no other account: run as an ordinary user")
+        raise ConfigurationError("initdb needs an account other than root and there is none: make one")
     return User(accounts[0].pw_uid, accounts[0].pw_gid)
 
 
