@@ -42,6 +42,18 @@ def stale_files() -> list[str]:
         return _differing(_contents(Path(folder)), _contents(ROOT))
 
 
+def runs_on_oldest_protobuf() -> bool:
+    """Whether the google flavour can be imported with the protobuf of .venv-gen, the oldest that bridges may bring."""
+    modules = sorted(
+        path.relative_to(ROOT / "gen/python").with_suffix("").as_posix().replace("/", ".")
+        for path in ROOT.glob("gen/python/**/*_pb2*.py")
+    )
+    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "gen/python"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [str(tools_environment().python), "-P", "-W", "error", "-c", code, *modules]
+    return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode == 0
+
+
 def record_release() -> str:
     """Records the contracts as the ones that no later change may break. Returns the file's path.
 

@@ -31,7 +31,7 @@ def relock(*, upgrade: bool) -> list[str]:
     Raises:
         MeshError: the requirements contradict one another or the index did not answer (uv has said so).
     """
-    uv = tools_environment().folder / "bin" / "uv"
+    uv = str(tools_environment().folder / "bin" / "uv")
     for name, inputs in LOCKS.items():
         command = [
             uv,
