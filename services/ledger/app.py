@@ -1,0 +1,131 @@
+"""What the ledger is made of; `running` is its composition root, for the process and for the tests alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from execution.ledger.v1 import (
+    billing_service_pb2_grpc,
+    license_service_pb2_grpc,
+    master_service_pb2_grpc,
+    subscription_service_pb2_grpc,
+    user_service_pb2_grpc,
+)
+from services.common import admin, migrations, pg, rpc, stream, tasks
+from services.common.auth import PrincipalKind
+from services.common.settings import require_secret
+from services.ledger.housekeeping import Housekeeper
+from services.ledger.leadership import Duty, lead
+from services.ledger.publisher import EventPublisher
+from services.ledger.servicer.billing import BillingServicer
+from services.ledger.servicer.licenses import LicenseServicer
+from services.ledger.servicer.masters import MasterServicer
+from services.ledger.servicer.subscriptions import SubscriptionServicer
+from services.ledger.servicer.users import UserServicer
+from services.ledger.settings import LedgerSettings
+from services.ledger.store.billing import BillingStore
+from services.ledger.store.licenses import LicenseStore
+from services.ledger.store.masters import MasterStore
+from services.ledger.store.outbox import OutboxStore
+from services.ledger.store.sealing import Sealer
+from services.ledger.store.subscriptions import SubscriptionStore
+from services.ledger.store.upkeep import UpkeepStore
+from services.ledger.store.users import UserStore
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+SCHEMA: Final = "ledger"
+ONLY_SERVICES: Final = frozenset({PrincipalKind.SERVICE})
+ALLOWED: Final = {
+    "/execution.ledger.v1.LicenseService/Authenticate": ONLY_SERVICES,
+    "/execution.ledger.v1.MasterService/AuthorizeMaster": ONLY_SERVICES,
+    "/execution.ledger.v1.SubscriptionService/RecordPositions": ONLY_SERVICES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The ports of a ledger that runs."""
+
+    port: int
+    admin_port: int
+
+
+@asynccontextmanager
+async def running(settings: LedgerSettings) -> AsyncIterator[Running]:
+    """A ledger from start to graceful end. It starts whether or not PostgreSQL and Redis are there yet.
+
+    Raises:
+        ConfigurationError: a setting is missing or wrong, or a port is in use.
+    """
+    sealer = Sealer.from_base64(require_secret(settings.key_encryption_key, "KEY_ENCRYPTION_KEY"))
+    async with (
+        pg.pool(settings, name="ledger") as pool,
+        stream.connect(settings) as redis,
+        admin.serving(
+            settings.admin_bind_address, tick_age_seconds_max=settings.health_tick_age_seconds_max
+        ) as ops,
+        _duties(settings, pool, redis, ops.readiness),
+        rpc.serving(
+            settings, _registrations(settings, pool, sealer), authorizer=rpc.authorizer(settings, ALLOWED)
+        ) as server,
+    ):
+        yield Running(server.port, ops.port)
+
+
+def _registrations(settings: LedgerSettings, pool: pg.Pool, sealer: Sealer) -> list[rpc.Registration]:
+    return [
+        rpc.registration(
+            user_service_pb2_grpc.add_UserServiceServicer_to_server, UserServicer(UserStore(pool))
+        ),
+        rpc.registration(
+            master_service_pb2_grpc.add_MasterServiceServicer_to_server,
+            MasterServicer(MasterStore(pool, sealer), key_overlap=settings.signing_key_overlap),
+        ),
+        rpc.registration(
+            license_service_pb2_grpc.add_LicenseServiceServicer_to_server,
+            LicenseServicer(
+                LicenseStore(pool), validity=settings.license_validity, overlap=settings.license_overlap
+            ),
+        ),
+        rpc.registration(
+            subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server,
+            SubscriptionServicer(SubscriptionStore(pool)),
+        ),
+        rpc.registration(
+            billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
+            BillingServicer(BillingStore(pool, accounts_max=settings.accounts_cached_max)),
+        ),
+    ]
+
+
+@asynccontextmanager
+async def _duties(
+    settings: LedgerSettings, pool: pg.Pool, redis: stream.Redis, readiness: admin.Readiness
+) -> AsyncIterator[None]:
+    """What one ledger at a time does beside answering calls. Its failures are logged and retried, never fatal."""
+    publisher = EventPublisher(OutboxStore(pool), redis, settings)
+    housekeeper = Housekeeper(UpkeepStore(pool), settings)
+    readiness.add("database", lambda: pool.is_up, gates=False)
+    readiness.add("events", lambda: publisher.is_up, gates=False)
+
+    async def events(connection: pg.Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(publisher.run(connection))
+            group.create_task(housekeeper.run())
+
+    async with tasks.background(lead(pool, Duty.EVENTS, events)):
+        yield
+
+
+async def migrate(settings: LedgerSettings) -> None:
+    """Brings the schema to what this code expects; safe to repeat and to run in several processes at once.
+
+    Raises:
+        ConfigurationError: no URL is set, a migration was changed, or one fails.
+    """
+    await migrations.apply(migrations.url(settings), MIGRATIONS, schema=SCHEMA)

@@ -1,0 +1,1 @@
+"""The ledger's rules: pure functions and values; no I/O, no clock, no transport."""

@@ -1,0 +1,161 @@
+"""Pauses and who may end them: operators and risk pause independently, the stricter pause counts; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import IntEnum
+from uuid import UUID
+
+from services.common.errors import FailedPreconditionError
+
+
+class PauseScope(IntEnum):
+    """What a pause withholds, the stricter the greater; numbered as in the contract."""
+
+    NONE = 0
+    CLOSE_ONLY = 1
+    ALL = 2
+
+
+class PausedBy(IntEnum):
+    """Whose pause counts; numbered as in the contract."""
+
+    NOBODY = 0
+    OPERATOR = 1
+    RISK = 2
+
+
+class SyncState(IntEnum):
+    """Whether a subscriber is in step; numbered as in the contract."""
+
+    UNKNOWN = 0
+    SYNCED = 1
+    DEGRADED_GAP = 2
+    RESYNCING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One side's pause; scope NONE is no pause."""
+
+    scope: PauseScope = PauseScope.NONE
+    reason: str = ""
+
+
+NO_PAUSE = Pause()
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One user following one master. `version` rises with each change of the pause that counts and with the end."""
+
+    subscription_id: UUID
+    user_id: UUID
+    master_id: int
+    operator_pause: Pause
+    risk_pause: Pause
+    version: int
+    created_at: datetime
+    cancelled_at: datetime | None
+    acknowledged: tuple[int, int] = (0, 0)
+    sync_state: SyncState = SyncState.UNKNOWN
+
+    @property
+    def paused_by(self) -> PausedBy:
+        """Whose pause counts: the stricter one's, and of two equal ones the operator's."""
+        if self.operator_pause.scope is PauseScope.NONE and self.risk_pause.scope is PauseScope.NONE:
+            return PausedBy.NOBODY
+        return PausedBy.OPERATOR if self.operator_pause.scope >= self.risk_pause.scope else PausedBy.RISK
+
+    @property
+    def pause(self) -> Pause:
+        """The pause that counts."""
+        return self.risk_pause if self.paused_by is PausedBy.RISK else self.operator_pause
+
+    def paused(self, scope: PauseScope, reason: str) -> Subscription:
+        """As an operator pauses it; the same object when that changes nothing.
+
+        Raises:
+            FailedPreconditionError: it was cancelled.
+        """
+        self._require_active()
+        return self._with(operator_pause=Pause(scope, reason))
+
+    def resumed(self) -> Subscription:
+        """As an operator resumes it, whoever paused; the same object when that changes nothing.
+
+        Raises:
+            FailedPreconditionError: it was cancelled.
+        """
+        self._require_active()
+        return self._with(operator_pause=NO_PAUSE, risk_pause=NO_PAUSE)
+
+    def with_risk_pause(self, pause: Pause) -> Subscription:
+        """As risk decides: it sets and ends its own pause and never an operator's. Nothing changes after the end."""
+        return self if self.cancelled_at is not None else self._with(risk_pause=pause)
+
+    def cancelled(self, now: datetime) -> Subscription:
+        """As it is after its end; the same object when it had ended before."""
+        if self.cancelled_at is not None:
+            return self
+        return replace(self, cancelled_at=now, version=self.version + 1)
+
+    def _with(self, *, operator_pause: Pause | None = None, risk_pause: Pause | None = None) -> Subscription:
+        operator = self.operator_pause if operator_pause is None else operator_pause
+        risk = self.risk_pause if risk_pause is None else risk_pause
+        # A repeat of the same scope keeps its first reason, so that repeating a call changes nothing.
+        operator = self.operator_pause if operator.scope is self.operator_pause.scope else operator
+        risk = self.risk_pause if risk.scope is self.risk_pause.scope else risk
+        if operator is self.operator_pause and risk is self.risk_pause:
+            return self
+        changed = replace(self, operator_pause=operator, risk_pause=risk)
+        counts = (changed.pause, changed.paused_by) != (self.pause, self.paused_by)
+        return replace(changed, version=self.version + counts)
+
+    def _require_active(self) -> None:
+        if self.cancelled_at is not None:
+            raise FailedPreconditionError("the subscription was cancelled", reason="SUBSCRIPTION_CANCELLED")
+
+
+@dataclass(frozen=True, slots=True)
+class NewSubscription:
+    """A subscription to be made, with the first period's fee; its fields are checked."""
+
+    user_id: UUID
+    master_id: int
+    fee_e8: int
+    fee_asset: str
+    platform_share_bps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """One master that a user may follow."""
+
+    subscription_id: UUID
+    master_id: int
+    pause: PauseScope
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberPosition:
+    """How far a subscriber has come; None leaves what is stored."""
+
+    user_id: UUID
+    master_id: int
+    acknowledged: tuple[int, int] | None
+    sync_state: SyncState | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrustDecision:
+    """Risk's decision on a user; its fields are checked. `pause` NO_PAUSE ends what risk had paused."""
+
+    user_id: UUID
+    trust_score: float
+    version: int
+    pause: Pause
+    reason: str

@@ -1,0 +1,78 @@
+"""Lets one process at a time do a duty, by an advisory lock of PostgreSQL; what is done must survive two doing it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+from typing import Final, NoReturn
+
+from services.common import pg
+from services.common.backoff import Backoff
+from services.common.errors import UnavailableError
+from services.ledger import metrics
+
+_log = logging.getLogger(__name__)
+
+# First key of the advisory locks: "ecpl".
+_LOCK_SPACE: Final = 0x6563_706C
+_TRY_SECONDS: Final = 1.0
+_WATCH_SECONDS: Final = 1.0
+
+
+class Duty(IntEnum):
+    """What is done by one process at a time; the value is the lock's second key (plus the shard)."""
+
+    EVENTS = 1
+    ARCHIVE = 1_000_000
+
+
+async def lead(
+    pool: pg.Pool, duty: Duty, work: Callable[[pg.Connection], Awaitable[None]], *, shard: int = 0
+) -> NoReturn:
+    """Does `work` while this process holds the duty's lock, and tries to get it otherwise, for ever.
+
+    The lock is held by the session of the connection that `work` gets. When that session ends, however it does, `work`
+    is cancelled here within about a second, and another process may have begun before: leadership keeps the order of
+    things and saves work, and is no fence. `work` handles its own failures; what it raises ends this call too.
+    """
+    backoff = Backoff(initial_seconds=0.1, cap_seconds=_TRY_SECONDS, floor_seconds=0.05)
+    while True:
+        try:
+            async with pool.connection() as connection:
+                if await connection.fetchval(
+                    "select pg_try_advisory_lock($1, $2)", _LOCK_SPACE, duty + shard
+                ):
+                    backoff.reset()
+                    await _holding(connection, duty, work)
+        except* UnavailableError as group:
+            _log.debug("cannot lead %s: %s", duty.name.lower(), group.exceptions[0])
+        await asyncio.sleep(backoff.next_delay())
+
+
+async def _holding(
+    connection: pg.Connection, duty: Duty, work: Callable[[pg.Connection], Awaitable[None]]
+) -> None:
+    name = duty.name.lower()
+    _log.info("leads %s", name)
+    metrics.LEADER.labels(name).set(1)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_watch(connection), name=f"watch the lock of {name}")
+            group.create_task(_as_coroutine(work(connection)), name=name)
+    finally:
+        metrics.LEADER.labels(name).set(0)
+        _log.info("no longer leads %s", name)
+
+
+async def _watch(connection: pg.Connection) -> NoReturn:
+    """Raises UnavailableError once the session that holds the lock is gone."""
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        with pg.translating():
+            await connection.fetchval("select 1")
+
+
+async def _as_coroutine(work: Awaitable[None]) -> None:
+    await work
