@@ -1,0 +1,1 @@
+"""Takes what subscribers did with each signal, scores their trust, and pauses toxic flow with evidence."""

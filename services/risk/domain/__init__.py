@@ -1,0 +1,1 @@
+"""The rules of risk, pure: outcomes, the trust model, the ladder, explanations."""
