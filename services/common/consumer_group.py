@@ -38,7 +38,8 @@ class ConsumerGroup:
         return True
 
     async def read_new(self, *, count: int, block_ms: int | None = None) -> tuple[Entry, ...]:
-        """Entries that no consumer had yet; waits up to `block_ms` for the first (None: does not wait)."""
+        """Entries that no consumer had yet; waits up to `block_ms` for the first (None: not at all)."""
+        block_ms = None if block_ms is None else stream.block_ms_of(self._client, block_ms)
         return await self._read(">", count, block_ms)
 
     async def read_pending(self, *, count: int, after: EntryId = BEGINNING) -> tuple[Entry, ...]:

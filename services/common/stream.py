@@ -28,6 +28,8 @@ LEDGER_EVENTS: Final = "ledger:events"
 ARCHIVER_GROUP: Final = "archiver"
 _RETRY_AFTER_SECONDS: Final = 0.5
 _HEALTH_CHECK_SECONDS: Final = 15
+# Redis ends blocking reads up to a tick (100 ms) late.
+_BLOCK_SHARE: Final = 0.6
 
 FAILURES = Counter("redis_failures_total", "Redis calls that failed, by the error they became.", ("reason",))
 
@@ -183,6 +185,9 @@ _PREFIXES: Final = {
 
 def classify(error: BaseException) -> ServiceError | None:
     """The service error that a failure of Redis stands for; None when it is a mistake of ours."""
+    if isinstance(error, redis.exceptions.ConnectionError) and isinstance(error.__cause__, TimeoutError):
+        # redis-py has no class for this: BlockingConnectionPool had no free connection in time.
+        return _unavailable("REDIS_POOL_EXHAUSTED")
     for error_class, reason in _REASONS:
         if isinstance(error, error_class):
             return _unavailable(reason)
@@ -243,6 +248,12 @@ async def read_state(client: Redis, name: str) -> StreamState | None:
         added=int(info["entries-added"]),
         length=int(info["length"]),
     )
+
+
+def block_ms_of(client: Redis, block_ms: int) -> int:
+    """`block_ms`, cut so that the answer to a blocking read comes before the client's time-out."""
+    timeout_seconds: float = client.connection_pool.connection_kwargs["socket_timeout"]
+    return min(block_ms, max(1, int(timeout_seconds * 1_000 * _BLOCK_SHARE)))
 
 
 def entries_of(raw: Iterable[Sequence[Any]]) -> tuple[Entry, ...]:

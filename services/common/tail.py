@@ -72,7 +72,7 @@ async def tail(
     Never raises for Redis's sake: an outage is Disconnected, then Connected, and reading goes on where it
     stopped. Whether something was lost is looked at on connecting, when the reader lags, and about every
     `check_seconds`: exactly while the count of entries is known, and otherwise cautiously (Trimmed may be
-    told although nothing was lost). `block_ms` must be less than the client's time-out. Close it with
+    told although nothing was lost). `block_ms` is cut to fit the client's time-out. Close it with
     `aclose` (or contextlib.aclosing).
     """
     follower = _Follower(client, name, after, block_ms, count, check_seconds)
@@ -80,22 +80,21 @@ async def tail(
     connected: bool | None = None
     while True:
         try:
-            if not connected:
-                lost = await follower.check()
-                connected = True
-                backoff.reset()
-                yield Connected()
-            else:
-                lost = await follower.check_when_due()
-            if lost is not None:
-                yield lost
-            entries = await follower.read()
+            lost = await follower.check_when_due(now=not connected)
+            # What is told first may keep the reader busy, so the stream is looked at again before it is read.
+            entries = await follower.read() if connected and lost is None else None
         except UnavailableError as error:
             if connected is not False:
                 yield Disconnected(error)
             connected = False
             await asyncio.sleep(backoff.next_delay())
             continue
+        if not connected:
+            connected = True
+            backoff.reset()
+            yield Connected()
+        if lost is not None:
+            yield lost
         if entries is not None:
             yield entries
 
@@ -109,7 +108,7 @@ class _Follower:
         self._client = client
         self._name = name
         self._cursor = after
-        self._block_ms = block_ms
+        self._block_ms = stream.block_ms_of(client, block_ms)
         self._count = count
         self._check_seconds = check_seconds
         self._checked_at = 0.0
@@ -132,13 +131,13 @@ class _Follower:
         self._lagging = len(entries) >= self._count
         return Entries(entries, caught_up=not self._lagging)
 
-    async def check_when_due(self) -> Trimmed | Restored | None:
-        """`check`, if the reader lags or the last check is old."""
-        if self._lagging or time.monotonic() - self._checked_at >= self._check_seconds:
-            return await self.check()
+    async def check_when_due(self, *, now: bool) -> Trimmed | Restored | None:
+        """`_check`, if it is to be now, the reader lags, or the last check is old."""
+        if now or self._lagging or time.monotonic() - self._checked_at >= self._check_seconds:
+            return await self._check()
         return None
 
-    async def check(self) -> Trimmed | Restored | None:
+    async def _check(self) -> Trimmed | Restored | None:
         """Compares cursor and stream; moves the cursor when it no longer fits."""
         state = await stream.read_state(self._client, self._name)
         self._checked_at = time.monotonic()
