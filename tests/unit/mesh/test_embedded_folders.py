@@ -11,7 +11,7 @@ from mesh.embedded import folders, logs
 from mesh.errors import ConfigurationError
 from mesh.process import User
 
-STRANGER = User(54321, 54321)
+STRANGER = User(os.geteuid() + 54321, os.getegid() + 54321)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_closed_parent_is_named(open_path: Path) -> None:
     inner.mkdir(parents=True)
     closed.chmod(0o700)
     assert folders.first_closed(inner, STRANGER) == closed.resolve()
-    with pytest.raises(ConfigurationError, match=r"user 54321, who may not enter .*/closed:"):
+    with pytest.raises(ConfigurationError, match=rf"user {STRANGER.uid}, who may not enter .*/closed:"):
         folders.require_passage(inner, STRANGER, what="PostgreSQL")
 
 
@@ -40,8 +40,8 @@ def test_the_owner_s_bits_count_for_the_owner_and_the_group_s_for_the_group(open
     folder.mkdir()
     folder.chmod(0o710)
     status = folder.stat()
-    assert folders.first_closed(folder, User(status.st_uid, 54321)) is None
-    assert folders.first_closed(folder, User(54321, status.st_gid)) is None
+    assert folders.first_closed(folder, User(status.st_uid, STRANGER.gid)) is None
+    assert folders.first_closed(folder, User(STRANGER.uid, status.st_gid)) is None
     assert folders.first_closed(folder, STRANGER) == folder.resolve()
 
 
