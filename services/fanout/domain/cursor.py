@@ -64,6 +64,7 @@ class Cursor:
         "pause",
         "place",
         "position",
+        "subscription_id",
         "sync",
         "sync_changed",
         "sync_reason",
@@ -72,10 +73,13 @@ class Cursor:
         "was_live",
     )
 
-    def __init__(self, log: MasterLog, *, pause: Pause = Pause.NONE, version: int = 0) -> None:
+    def __init__(
+        self, log: MasterLog, *, subscription_id: str = "", pause: Pause = Pause.NONE, version: int = 0
+    ) -> None:
         """A cursor that waits for a snapshot; `start` lets it begin at a position instead."""
         self.log = log
         self.master_id = log.master_id
+        self.subscription_id = subscription_id
         self.place = Place.SNAPSHOT
         self.position = Position(0, 0)
         self.acknowledged = Position(0, 0)

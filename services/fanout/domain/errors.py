@@ -84,6 +84,20 @@ def draining() -> UnavailableError:
     )
 
 
+def log_replaced() -> UnavailableError:
+    """The log came back as another one: positions of the former one mean nothing in it."""
+    return UnavailableError(
+        "the signal log was replaced; resume, or begin from a snapshot",
+        reason="LOG_REPLACED",
+        retry_after_seconds=0.5,
+    )
+
+
+def not_ready() -> UnavailableError:
+    """This process has not read the log yet."""
+    return UnavailableError("the signal log was not read yet", reason="NOT_READY", retry_after_seconds=0.5)
+
+
 def snapshot_unavailable(master_id: int, waited_seconds: float) -> UnavailableError:
     """No usable snapshot came in time."""
     return UnavailableError(

@@ -36,6 +36,11 @@ class Intake:
         self._ring.trim()
         return list(grown.values()), snapshots
 
+    def clear(self) -> None:
+        """Forgets everything: the log is another one."""
+        self._ring.clear()
+        self._trackers.clear()
+
     def _append(self, log: MasterLog, run: log_pb2.LogRun) -> bool:
         floor = before(run)
         if floor > log.head:

@@ -194,7 +194,7 @@ class Stream:
         self.end(errors.draining())
 
     def pause(self, master_id: int, pause: Pause, version: int, reason: str, now_us: int) -> bool:
-        """Withholds from now on what `pause` says; returns whether that is news."""
+        """Withholds from now on what `pause` says; returns whether that is news. `version` is the subscription's."""
         cursor = self.cursors.get(master_id)
         if cursor is None or version <= cursor.version:
             return False
@@ -205,11 +205,11 @@ class Stream:
         self._tell_pause(cursor, reason, now_us)
         return True
 
-    def cancel(self, master_id: int, reason: str, now_us: int) -> bool:
+    def cancel(self, master_id: int, reason: str, now_us: int) -> Cursor | None:
         """The subscription ended: so does its part of the stream, and the stream with its last one."""
         cursor = self.cursors.pop(master_id, None)
         if cursor is None:
-            return False
+            return None
         self._ready.pop(cursor, None)
         self._behind.pop(cursor, None)
         withheld = cursor.flush_withheld()
@@ -219,7 +219,7 @@ class Stream:
         self._control.append(state_change_message(master_id, state, reason, now_us))
         if not self.cursors:
             self.end(errors.cancelled(master_id))
-        return True
+        return cursor
 
     def wants(self) -> list[Cursor]:
         """The cursors that read behind the ring and wait for a page."""

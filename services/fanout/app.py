@@ -1,0 +1,290 @@
+"""The fan-out's composition root: what it is made of, in the order in which it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from execution.ingest.v1 import ingest_service_pb2_grpc
+from execution.ledger.v1 import (
+    archive_service_pb2_grpc,
+    license_service_pb2_grpc,
+    subscription_service_pb2_grpc,
+)
+from services.common import admin, rpc, stream, tasks, tls
+from services.common.clock import SystemClock
+from services.common.settings import Address
+from services.common.stream import Redis
+from services.fanout.backlog import Backlog, BacklogLimits
+from services.fanout.catch_up import CatchUp
+from services.fanout.delivery import Delivery, Needs
+from services.fanout.domain import errors
+from services.fanout.domain.cursor import Cursor
+from services.fanout.domain.index import LogIndex
+from services.fanout.domain.intake import Intake
+from services.fanout.domain.lag import LagLimits
+from services.fanout.domain.pacing import Pacing
+from services.fanout.domain.ring import Ring
+from services.fanout.domain.stream import StreamLimits
+from services.fanout.entitlements import Changes, EntitlementLimits, Entitlements, LedgerEvents
+from services.fanout.front_door import FrontDoor, request_from_nobody
+from services.fanout.hub import Hub, HubLimits
+from services.fanout.live import LiveEntitlements
+from services.fanout.opening import Opening
+from services.fanout.recorder import Recorder, RecordLimits
+from services.fanout.servicer import ALLOWED, FanoutServicer, add_to_server
+from services.fanout.settings import FanoutSettings
+from services.fanout.snapshots import Ask, SnapshotLimits, Snapshots
+from services.fanout.tailer import Tailer, TailLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A fan-out that answers."""
+
+    port: int
+    admin_port: int
+    hub: Hub
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What works in the background and what serves."""
+
+    hub: Hub
+    tailer: Tailer
+    events: LedgerEvents
+    live: LiveEntitlements
+    recorder: Recorder
+    servicer: FanoutServicer
+
+
+@asynccontextmanager
+async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
+    """Runs the fan-out until the block ends; streams are drained then.
+
+    Redis and the ledger may come later: until the log was read, Subscribe answers UNAVAILABLE and health NOT_SERVING.
+
+    Raises:
+        ConfigurationError: a setting is missing, or an address cannot be bound.
+    """
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(stream.connect(settings))
+        ledger = await stack.enter_async_context(_channel(settings, settings.ledger_address))
+        ask = await _front_door(stack, settings)
+        parts = await _parts(stack, settings, client, ledger, ask)
+        readiness = admin.Readiness()
+        readiness.add("log", parts.tailer.filled.is_set)
+        readiness.add("redis", lambda: parts.tailer.is_connected, gates=False)
+        readiness.add("ledger events", lambda: parts.events.is_connected, gates=False)
+        served = await stack.enter_async_context(
+            admin.serving(
+                settings.admin_bind_address,
+                readiness,
+                tick_age_seconds_max=settings.health_tick_age_seconds_max,
+            )
+        )
+        server_ready: asyncio.Future[rpc.Server] = asyncio.get_running_loop().create_future()
+        await stack.enter_async_context(
+            tasks.background(
+                parts.tailer.run(),
+                parts.events.run(),
+                parts.hub.tick_forever(),
+                parts.live.refresh_forever(),
+                parts.recorder.run(),
+                _announce_and_drain(server_ready, parts),
+            )
+        )
+        server = await stack.enter_async_context(
+            rpc.serving(
+                settings,
+                [rpc.registration(add_to_server, parts.servicer)],
+                authorizer=rpc.authorizer(settings, ALLOWED),
+                serving_at_once=False,
+            )
+        )
+        server_ready.set_result(server)
+        yield Running(server.port, served.port, parts.hub)
+
+
+async def _announce_and_drain(server_ready: asyncio.Future[rpc.Server], parts: _Parts) -> None:
+    """Tells health when streams can be opened, and streams when the server is about to end."""
+    server = await server_ready
+    announcing = asyncio.create_task(_announce(server, parts), name="announce")
+    try:
+        await server.draining.wait()
+    finally:
+        announcing.cancel()
+        await asyncio.gather(announcing, return_exceptions=True)
+    parts.hub.drain()
+
+
+async def _announce(server: rpc.Server, parts: _Parts) -> None:
+    await parts.tailer.filled.wait()
+    await parts.events.following.wait()
+    await server.set_all_serving(True)
+
+
+async def _parts(
+    stack: AsyncExitStack, settings: FanoutSettings, client: Redis, ledger: grpc.aio.Channel, ask: Ask
+) -> _Parts:
+    clock = SystemClock()
+    ring = Ring(
+        records_per_master_max=settings.ring_records_per_master_max,
+        memory_bytes_max=settings.ring_memory_bytes_max,
+    )
+    index = LogIndex(blocks_max=settings.index_blocks_max, block_entries=settings.index_block_entries)
+    intake = Intake(ring, tracked_positions_max=settings.tracked_positions_per_master_max)
+    hub = Hub(ring, clock, _hub_limits(settings))
+    backlog = Backlog(
+        client, index, archive_service_pb2_grpc.ArchiveServiceStub(ledger), _backlog_limits(settings)
+    )
+    catch_up = await stack.enter_async_context(
+        CatchUp(backlog, clock, attempts_max=settings.backlog_attempts_max)
+    )
+    snapshots = await stack.enter_async_context(
+        Snapshots(client, backlog, ask, clock, _snapshot_limits(settings))
+    )
+    entitlements = Entitlements(
+        license_service_pb2_grpc.LicenseServiceStub(ledger), clock, _entitlement_limits(settings)
+    )
+    live = LiveEntitlements(
+        hub, entitlements, clock, refresh_interval_seconds=settings.refresh_interval_seconds
+    )
+    recorder = Recorder(
+        subscription_service_pb2_grpc.SubscriptionServiceStub(ledger), _record_limits(settings)
+    )
+
+    def on_replaced() -> None:
+        backlog.clear()
+        hub.end_all(errors.log_replaced())
+
+    def on_turned(delivery: Delivery, cursor: Cursor) -> None:
+        recorder.turned(delivery.stream.reader.user_id, cursor.master_id, cursor.sync, cursor.sync_reason)
+
+    tailer = Tailer(
+        client,
+        intake,
+        index,
+        hub,
+        Pacing(load_max=settings.load_max, delay_seconds_max=settings.coalescing_delay_seconds_max),
+        _tail_limits(settings),
+        on_snapshot=snapshots.stored,
+        on_replaced=on_replaced,
+    )
+    changes = Changes(live.on_subscription, live.on_license, live.on_unsure)
+    events = LedgerEvents(client, entitlements, changes, block_ms=settings.tail_block_ms)
+    servicer = FanoutServicer(
+        hub=hub,
+        ready=lambda: tailer.filled.is_set() and events.following.is_set(),
+        entitlements=entitlements,
+        live=live,
+        opening=Opening(client, ring, backlog, clock, _stream_limits(settings)),
+        snapshots=snapshots,
+        recorder=recorder,
+        needs=Needs(page=catch_up.fetch, turned=on_turned),
+        clock=clock,
+        lag_limits=_lag_limits(settings),
+    )
+    return _Parts(hub, tailer, events, live, recorder, servicer)
+
+
+async def _front_door(stack: AsyncExitStack, settings: FanoutSettings) -> Ask:
+    if settings.ingest_address is None:
+        return request_from_nobody
+    channel = await stack.enter_async_context(_channel(settings, settings.ingest_address))
+    stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
+    front_door = FrontDoor(stub, settings.ingest_address, processes_max=settings.ingest_processes_max)
+    return front_door.request_snapshot
+
+
+def _channel(settings: FanoutSettings, address: Address) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+    return rpc.channel(
+        address,
+        token=settings.service_token.get_secret_value(),
+        files=tls.client_files(settings),
+        idempotent=[
+            "execution.ledger.v1.LicenseService/Authenticate",
+            "execution.ledger.v1.SubscriptionService/RecordPositions",
+        ],
+        call_timeout_seconds=settings.peer_call_timeout_seconds,
+        message_bytes_max=settings.grpc_message_bytes_max,
+    )
+
+
+def _hub_limits(settings: FanoutSettings) -> HubLimits:
+    return HubLimits(
+        streams_max=settings.streams_max,
+        streams_per_user_max=settings.streams_per_user_max,
+        stream_age_seconds_max=settings.stream_age_seconds_max,
+        progress_interval_seconds=settings.progress_interval_seconds,
+        drain_jitter_seconds=settings.drain_jitter_seconds,
+    )
+
+
+def _stream_limits(settings: FanoutSettings) -> StreamLimits:
+    return StreamLimits(
+        message_bytes_max=settings.message_bytes_max,
+        message_signals_max=settings.message_signals_max,
+        progress_interval_seconds=settings.progress_interval_seconds,
+    )
+
+
+def _lag_limits(settings: FanoutSettings) -> LagLimits:
+    return LagLimits(
+        signals_max=settings.lag_signals_max,
+        bytes_max=settings.lag_bytes_max,
+        seconds_max=settings.lag_seconds_max,
+        catch_up_seconds_max=settings.catch_up_seconds_max,
+        unacknowledged_seconds_max=settings.unacknowledged_seconds_max,
+    )
+
+
+def _tail_limits(settings: FanoutSettings) -> TailLimits:
+    return TailLimits(
+        fill_entries_max=settings.fill_entries_max,
+        fill_bytes_max=settings.fill_bytes_max,
+        block_ms=settings.tail_block_ms,
+        entries_max=settings.tail_entries_max,
+    )
+
+
+def _backlog_limits(settings: FanoutSettings) -> BacklogLimits:
+    return BacklogLimits(
+        walk_entries_max=settings.walk_entries_max,
+        page_records_max=settings.page_records_max,
+        pages_cached_max=settings.pages_cached_max,
+        reads_max=settings.backlog_reads_max,
+        timeout_seconds=settings.backlog_timeout_seconds,
+    )
+
+
+def _snapshot_limits(settings: FanoutSettings) -> SnapshotLimits:
+    return SnapshotLimits(
+        wait_seconds=settings.snapshot_wait_seconds,
+        poll_seconds=settings.snapshot_poll_seconds,
+        waits_max=settings.snapshot_waits_max,
+    )
+
+
+def _entitlement_limits(settings: FanoutSettings) -> EntitlementLimits:
+    return EntitlementLimits(
+        cached_max=settings.authenticate_cached_max,
+        cached_seconds=settings.authenticate_cached_seconds,
+        refused_seconds=settings.authenticate_refused_seconds,
+        calls_max=settings.authenticate_calls_max,
+        recent_max=settings.recent_changes_max,
+    )
+
+
+def _record_limits(settings: FanoutSettings) -> RecordLimits:
+    return RecordLimits(
+        interval_seconds=settings.record_interval_seconds,
+        batch_max=settings.record_batch_max,
+        pending_max=settings.record_pending_max,
+        timeout_seconds=settings.peer_call_timeout_seconds,
+    )

@@ -1,0 +1,250 @@
+"""Reads what the ring has let go of: from the log, then from the archive, in bounded pages shared by all who ask.
+
+It never touches the ring or a stream. Readings of the same place wait for the same answer, few are under way at once,
+and long ones let the event loop go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from execution.common.v1 import position_pb2
+from execution.ingest.v1 import log_pb2
+from execution.ledger.v1 import archive_service_pb2, archive_service_pb2_grpc
+from services.common import rpc, stream
+from services.common.errors import OutOfRangeError, UnavailableError
+from services.common.stream import Redis
+from services.fanout import metrics
+from services.fanout.domain.index import EntryKey, LogIndex
+from services.fanout.domain.intake import records_of_archive, records_of_run
+from services.fanout.domain.position import Position, held
+from services.fanout.domain.ring import Record, Segment
+
+_READ_ENTRIES: Final = 200
+_SLICE_SECONDS: Final = 0.001
+"""Longest time for which parsing keeps the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What follows the position is not to be had any more; `oldest` is the oldest place to go on from, if known."""
+
+    oldest: Position | None
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogLimits:
+    """How much is read and kept."""
+
+    walk_entries_max: int
+    page_records_max: int
+    pages_cached_max: int
+    reads_max: int
+    timeout_seconds: float
+
+
+Answer = Segment | Gone
+
+
+class Backlog:
+    """Pages of older records."""
+
+    def __init__(
+        self,
+        client: Redis,
+        index: LogIndex,
+        archive: archive_service_pb2_grpc.ArchiveServiceAsyncStub,
+        limits: BacklogLimits,
+        *,
+        shard: int = 0,
+    ) -> None:
+        self._client = client
+        self._index = index
+        self._archive = archive
+        self._limits = limits
+        self._name = stream.log_name(shard)
+        self._pages: OrderedDict[tuple[int, Position], Segment] = OrderedDict()
+        self._under_way: dict[tuple[int, Position], asyncio.Task[Answer]] = {}
+        self._log_reads = asyncio.Semaphore(limits.reads_max)
+        self._archive_reads = asyncio.Semaphore(limits.reads_max)
+        self._walking = asyncio.Lock()
+
+    async def read(self, master_id: int, after: Position) -> Answer:
+        """The records right behind `after`, at most a page of them; Gone when the next one is not to be had.
+
+        Raises:
+            UnavailableError: Redis or the ledger does not answer in time; try again.
+        """
+        key = (master_id, held(after))
+        page = self._pages.get(key)
+        if page is not None:
+            self._pages.move_to_end(key)
+            metrics.PAGES.labels("cache", "found").inc()
+            return page
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.create_task(self._read(*key), name="backlog page")
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        # One who asked and went away must not take the answer from the others.
+        return await asyncio.shield(task)
+
+    def clear(self) -> None:
+        """Forgets all pages: the log is another one."""
+        self._pages.clear()
+
+    async def _read(self, master_id: int, after: Position) -> Answer:
+        try:
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                answer = await self._look_up(master_id, after)
+        except TimeoutError as error:
+            raise UnavailableError(
+                "older signals could not be read in time", reason="BACKLOG_TIMEOUT", retry_after_seconds=1
+            ) from error
+        if isinstance(answer, Segment):
+            self._pages[master_id, after] = answer
+            while len(self._pages) > self._limits.pages_cached_max:
+                self._pages.popitem(last=False)
+        return answer
+
+    async def _look_up(self, master_id: int, after: Position) -> Answer:
+        async with self._log_reads:
+            records = await self._from_log(master_id, after)
+        if records and records[0].follows(after):
+            metrics.PAGES.labels("log", "found").inc()
+            return Segment(after, records)
+        oldest = _floor(records)
+        async with self._archive_reads:
+            archived = await self._from_archive(master_id, after)
+        if isinstance(archived, Gone):
+            metrics.PAGES.labels("archive", "gone").inc()
+            return archived if archived.oldest is not None else Gone(oldest)
+        if archived and archived[0].follows(after):
+            metrics.PAGES.labels("archive", "found").inc()
+            return Segment(after, _dense(archived))
+        metrics.PAGES.labels("archive", "gone").inc()
+        return Gone(_floor(archived) or oldest)
+
+    async def _from_log(self, master_id: int, after: Position) -> list[Record]:
+        """What the log holds right behind `after`; behind a hole when the log was trimmed; nothing if unknown."""
+        block = self._index.locate(master_id, after)
+        if block is None:
+            await self._walk_back(master_id, after)
+            block = self._index.locate(master_id, after)
+        if block is None:
+            return []
+        first = block.first
+        raw = await self._range(first)
+        if raw and EntryKey(raw[0].id.ms, raw[0].id.number) > first:
+            self._index.forget_before(EntryKey(raw[0].id.ms, raw[0].id.number))
+        pace = _Pace()
+        records: list[Record] = []
+        for entry in raw:
+            await pace.rest()
+            for run in _parse(entry.payload).runs:
+                if run.master_id == master_id:
+                    records.extend(records_of_run(run, after=after))
+            if len(records) >= self._limits.page_records_max:
+                break
+        return _dense(records)
+
+    async def _walk_back(self, master_id: int, after: Position) -> None:
+        """Looks at older entries until the place is found, the log ends, or the bound is reached."""
+        async with self._walking:
+            for _ in range(self._limits.walk_entries_max // _READ_ENTRIES):
+                known = self._index.locate(master_id, after) is not None
+                if known or self._index.reaches_beginning or not self._index.has_room:
+                    return
+                await self._look_further_back()
+
+    async def _look_further_back(self) -> None:
+        oldest = self._index.oldest
+        before = "+" if oldest is None else f"({oldest.ms}-{oldest.number}"
+        with stream.translating():
+            raw: Any = await self._client.xrevrange(self._name, max=before, count=_READ_ENTRIES)
+        entries = stream.entries_of(raw)
+        pace = _Pace()
+        parsed: list[tuple[EntryKey, log_pb2.LogBatch]] = []
+        for entry in reversed(entries):
+            await pace.rest()
+            parsed.append((EntryKey(entry.id.ms, entry.id.number), _parse(entry.payload)))
+        if self._index.oldest == oldest:
+            self._index.note_older(parsed)
+            if len(entries) < _READ_ENTRIES:
+                self._index.reaches_beginning = True
+
+    async def _range(self, first: EntryKey) -> tuple[stream.Entry, ...]:
+        with stream.translating():
+            raw: Any = await self._client.xrange(
+                self._name, min=f"{first.ms}-{first.number}", count=_READ_ENTRIES
+            )
+        return stream.entries_of(raw)
+
+    async def _from_archive(self, master_id: int, after: Position) -> list[Record] | Gone:
+        request = archive_service_pb2.ReadSignalsRequest(
+            master_id=master_id,
+            after=position_pb2.StreamPosition(epoch=after.epoch, sequence=after.sequence),
+            records_max=self._limits.page_records_max,
+        )
+        if after.sequence == 0 and after.epoch == 1:
+            request.after.epoch = 0
+        records: list[Record] = []
+        pace = _Pace()
+        try:
+            with rpc.peer_errors("ledger"):
+                async for response in self._archive.ReadSignals(request):
+                    await pace.rest()
+                    records.extend(records_of_archive(response.records, after=after))
+        except OutOfRangeError as error:
+            return Gone(_parse_position(error.metadata.get("oldest", "")))
+        return records[: self._limits.page_records_max]
+
+
+class _Pace:
+    """Lets the event loop go on every now and then."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    async def rest(self) -> None:
+        if time.monotonic() - self._since > _SLICE_SECONDS:
+            await asyncio.sleep(0)
+            self._since = time.monotonic()
+
+
+def _parse(payload: bytes | None) -> log_pb2.LogBatch:
+    try:
+        return log_pb2.LogBatch.FromString(payload or b"")
+    except DecodeError:
+        # Told and counted when it was tailed.
+        return log_pb2.LogBatch()
+
+
+def _dense(records: Iterable[Record]) -> list[Record]:
+    """The records up to the first hole."""
+    dense: list[Record] = []
+    for record in records:
+        if dense and not record.follows(dense[-1].position):
+            break
+        dense.append(record)
+    return dense
+
+
+def _floor(records: list[Record]) -> Position | None:
+    if not records:
+        return None
+    first = records[0]
+    return Position(first.epoch, max(0, first.sequence - 1))
+
+
+def _parse_position(text: str) -> Position | None:
+    """The archive's `oldest`: epoch and sequence in decimal, with any single character between them."""
+    words = "".join(character if character.isdigit() else " " for character in text).split()
+    return Position(int(words[0]), int(words[1])) if len(words) == 2 else None

@@ -1,0 +1,113 @@
+"""Drives one stream: hands its messages to the writer whenever both are ready; it decides nothing about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.common.clock import Clock
+from services.common.errors import ServiceError
+from services.fanout import metrics
+from services.fanout.domain import errors
+from services.fanout.domain.codec import Message
+from services.fanout.domain.cursor import Cursor
+from services.fanout.domain.lag import LagLimits, Verdict, judge
+from services.fanout.domain.stream import ProgressCache, Stream
+from services.fanout.edge import StreamWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Whom a delivery tells what its stream needs or has found out."""
+
+    page: Callable[[Delivery, Cursor], None]
+    """A cursor waits for older records; called once for each wait."""
+    turned: Callable[[Delivery, Cursor], None]
+    """A cursor's sync state changed."""
+
+
+class Delivery:
+    """One open stream and its writer."""
+
+    def __init__(
+        self, stream: Stream, writer: StreamWriter, needs: Needs, clock: Clock, limits: LagLimits
+    ) -> None:
+        self.stream = stream
+        self._writer = writer
+        self._needs = needs
+        self._clock = clock
+        self._limits = limits
+        self._asked: set[Cursor] = set()
+        self._is_warned = False
+        self._is_finished = False
+
+    def pump(self) -> None:
+        """Hands over what is next, if the reader takes more."""
+        stream, writer = self.stream, self._writer
+        while writer.is_writable:
+            messages = stream.next_messages(self._clock.now_us())
+            self._pass_on()
+            if not messages:
+                break
+            writer.write(messages)
+        if stream.ended is not None and writer.is_writable and not stream.has_next:
+            self._finish(stream.ended)
+
+    def on_writable(self) -> None:
+        """The reader took everything."""
+        self.pump()
+
+    def on_written(self, message: Message) -> None:
+        """Counts a message that the transport took."""
+        metrics.MESSAGES.inc()
+        metrics.BYTES.inc(len(message.data))
+        if message.signals:
+            metrics.DELIVERIES.inc(message.signals)
+            metrics.LATENCY_MS.observe((self._clock.now_us() - message.received_at_us) / 1_000)
+
+    def fetched(self, cursor: Cursor) -> None:
+        """A page that was asked for has come or will not: the next wait is a new one."""
+        self._asked.discard(cursor)
+        self.pump()
+
+    def end(self, error: ServiceError) -> None:
+        """Ends the stream after what was handed over."""
+        self.stream.end(error)
+        self.pump()
+
+    def tick(self, cache: ProgressCache) -> None:
+        """About once a second: Progress, expiry, and whether the reader is too slow."""
+        now_us = self._clock.now_us()
+        self.stream.tick(now_us, cache)
+        self._check_lag(now_us)
+        self.pump()
+
+    def _check_lag(self, now_us: int) -> None:
+        lag = self.stream.lag(now_us, is_writing=not self._writer.is_writable)
+        metrics.LAG_SIGNALS.observe(lag.signals)
+        metrics.LAG_SECONDS.observe(lag.seconds)
+        verdict, limit = judge(lag, self._limits)
+        if verdict is Verdict.END:
+            metrics.SLOW_READERS.labels("ended", limit).inc()
+            error = errors.slow_reader(limit, self.stream.positions)
+            self.stream.end(error)
+            self._finish(error, at_once=True)
+        elif verdict is Verdict.WARN and not self._is_warned:
+            metrics.SLOW_READERS.labels("warned", limit).inc()
+            self._is_warned = True
+        elif verdict is Verdict.FINE:
+            self._is_warned = False
+
+    def _finish(self, error: ServiceError, *, at_once: bool = False) -> None:
+        if not self._is_finished:
+            self._is_finished = True
+            metrics.STREAMS_ENDED.labels(error.reason).inc()
+        self._writer.finish(error, at_once=at_once)
+
+    def _pass_on(self) -> None:
+        for cursor in self.stream.wants():
+            if cursor not in self._asked:
+                self._asked.add(cursor)
+                self._needs.page(self, cursor)
+        for cursor in self.stream.turned():
+            self._needs.turned(self, cursor)

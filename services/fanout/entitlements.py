@@ -1,0 +1,298 @@
+"""Who may read what: licenses looked up at the ledger, and changes carried to live streams as they are announced."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from execution.ledger.v1 import events_pb2, license_service_pb2, license_service_pb2_grpc
+from services.common import rpc, stream, tail
+from services.common.backoff import Backoff
+from services.common.clock import Clock
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidInputError,
+    NotFoundError,
+    ServiceError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from services.common.stream import EntryId, Redis
+from services.fanout import metrics
+from services.fanout.domain import errors
+from services.fanout.domain.filter import Pause
+
+_log = logging.getLogger(__name__)
+
+_US: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """One master that a user may read."""
+
+    subscription_id: str
+    master_id: int
+    pause: Pause
+    version: int
+    cancelled: bool = False
+    reason: str = ""
+
+    def is_newer_than(self, other: Entitlement) -> bool:
+        """Whether this state of the user's subscription to the master came after `other`, or is the same."""
+        if self.subscription_id == other.subscription_id:
+            return self.version >= other.version
+        # Of two subscriptions to one master, the first was cancelled before the second was made.
+        return other.cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a token stands for, and what that user follows."""
+
+    user_id: str
+    license_id: str
+    expires_at_us: int
+    entitlements: dict[int, Entitlement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EntitlementLimits:
+    """How much is remembered, for how long, and how many calls are under way at once."""
+
+    cached_max: int
+    cached_seconds: float
+    refused_seconds: float
+    calls_max: int
+    recent_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Who is told of changes."""
+
+    subscription: Callable[[str, Entitlement], None]
+    """(user_id, the subscription's new state)"""
+    license: Callable[[str, str, bool, int], None]
+    """(user_id, license_id, revoked, expires_at_us)"""
+    unsure: Callable[[], None]
+    """Changes may have been missed."""
+
+
+class Entitlements:
+    """Looks tokens up, few at a time, each once for all who ask, and keeps what it learns up to date."""
+
+    def __init__(
+        self,
+        licenses: license_service_pb2_grpc.LicenseServiceAsyncStub,
+        clock: Clock,
+        limits: EntitlementLimits,
+    ) -> None:
+        self._licenses = licenses
+        self._clock = clock
+        self._limits = limits
+        self._known: OrderedDict[bytes, tuple[int, Identity | UnauthenticatedError]] = OrderedDict()
+        self._under_way: dict[bytes, asyncio.Task[Identity]] = {}
+        self._calls = asyncio.Semaphore(limits.calls_max)
+        self._recent: OrderedDict[str, dict[int, Entitlement]] = OrderedDict()
+        self._recent_licenses: OrderedDict[str, tuple[bool, int]] = OrderedDict()
+
+    async def authenticate(self, token: str, *, fresh: bool = False) -> Identity:
+        """Who the token stands for; `fresh` asks the ledger even when that was known a moment ago.
+
+        Raises:
+            UnauthenticatedError: unknown, expired or revoked.
+            UnavailableError: the ledger does not answer.
+        """
+        key = hashlib.sha256(token.encode()).digest()
+        if not fresh:
+            known = self._fresh(key)
+            if known is not None:
+                metrics.AUTHENTICATIONS.labels("cached").inc()
+                return self._checked(known)
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.create_task(self._look_up(key, token), name="authenticate")
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        return self._checked(await asyncio.shield(task))
+
+    def note_subscription(self, user_id: str, entitlement: Entitlement) -> bool:
+        """Takes note of an announced change; False when a newer one was seen already."""
+        recent = self._recent.setdefault(user_id, {})
+        self._recent.move_to_end(user_id)
+        known = recent.get(entitlement.master_id)
+        if known is not None and known.is_newer_than(entitlement):
+            return False
+        recent[entitlement.master_id] = entitlement
+        _bound(self._recent, self._limits.recent_max)
+        return True
+
+    def note_license(self, license_id: str, revoked: bool, expires_at_us: int) -> None:
+        """Takes note of an announced change."""
+        self._recent_licenses[license_id] = (revoked, expires_at_us)
+        self._recent_licenses.move_to_end(license_id)
+        _bound(self._recent_licenses, self._limits.recent_max)
+
+    def forget(self) -> None:
+        """Changes may have been missed: everything is looked up again."""
+        self._known.clear()
+
+    def _fresh(self, key: bytes) -> Identity | None:
+        found = self._known.get(key)
+        if found is None:
+            return None
+        until_us, known = found
+        if self._clock.now_us() >= until_us:
+            del self._known[key]
+            return None
+        if isinstance(known, UnauthenticatedError):
+            raise UnauthenticatedError(known.message, reason=known.reason)
+        return known
+
+    def _checked(self, identity: Identity) -> Identity:
+        """The identity as of now: what was announced since it was looked up counts."""
+        revoked, expires_at_us = self._recent_licenses.get(
+            identity.license_id, (False, identity.expires_at_us)
+        )
+        if revoked:
+            raise errors.license_revoked()
+        if self._clock.now_us() >= expires_at_us:
+            raise errors.license_expired()
+        return replace(identity, expires_at_us=expires_at_us, entitlements=self._up_to_date(identity))
+
+    def _up_to_date(self, identity: Identity) -> dict[int, Entitlement]:
+        merged = dict(identity.entitlements)
+        for master_id, recent in self._recent.get(identity.user_id, {}).items():
+            known = merged.get(master_id)
+            if known is None or not known.is_newer_than(recent):
+                merged[master_id] = recent
+        return {master_id: one for master_id, one in merged.items() if not one.cancelled}
+
+    async def _look_up(self, key: bytes, token: str) -> Identity:
+        try:
+            async with self._calls:
+                identity = await self._ask(token)
+        except UnauthenticatedError as error:
+            self._remember(key, error, self._limits.refused_seconds)
+            metrics.AUTHENTICATIONS.labels("refused").inc()
+            raise
+        except ServiceError:
+            metrics.AUTHENTICATIONS.labels("failed").inc()
+            raise
+        self._remember(key, identity, self._limits.cached_seconds)
+        metrics.AUTHENTICATIONS.labels("found").inc()
+        return identity
+
+    def _remember(self, key: bytes, what: Identity | UnauthenticatedError, seconds: float) -> None:
+        self._known[key] = (self._clock.now_us() + int(seconds * _US), what)
+        self._known.move_to_end(key)
+        _bound(self._known, self._limits.cached_max)
+
+    async def _ask(self, token: str) -> Identity:
+        request = license_service_pb2.AuthenticateRequest(token=token)
+        try:
+            with rpc.peer_errors("ledger"):
+                answer = await self._licenses.Authenticate(request)
+        except (NotFoundError, InvalidInputError) as error:
+            raise UnauthenticatedError("the license is not known", reason="LICENSE_UNKNOWN") from error
+        except FailedPreconditionError as error:
+            raise UnauthenticatedError(error.message, reason=error.reason) from error
+        return Identity(
+            user_id=answer.user_id,
+            license_id=answer.license_id,
+            expires_at_us=answer.expires_at.ToMicroseconds(),
+            entitlements={
+                one.master_id: Entitlement(one.subscription_id, one.master_id, Pause(one.pause), one.version)
+                for one in answer.entitlements
+            },
+        )
+
+
+class LedgerEvents:
+    """Follows what the ledger announces."""
+
+    def __init__(self, client: Redis, entitlements: Entitlements, changes: Changes, *, block_ms: int) -> None:
+        self.is_connected = False
+        self.following = asyncio.Event()
+        """Set once the place to follow from is known: what changes from then on is seen."""
+        self._client = client
+        self._entitlements = entitlements
+        self._changes = changes
+        self._block_ms = block_ms
+
+    async def run(self) -> None:
+        """Follows from now on, until cancelled; outages are waited out."""
+        after = await self._begin()
+        events = tail.tail(self._client, stream.LEDGER_EVENTS, after, block_ms=self._block_ms)
+        async with aclosing(events):  # type: ignore[type-var]  # tail is an async generator
+            async for event in events:
+                match event:
+                    case tail.Entries(entries):
+                        for entry in entries:
+                            self._take(entry.payload)
+                    case tail.Connected():
+                        self.is_connected = True
+                    case tail.Disconnected():
+                        self.is_connected = False
+                    case tail.Trimmed() | tail.Restored():
+                        _log.warning(
+                            "announcements of the ledger may have been missed: entitlements are read again"
+                        )
+                        self._entitlements.forget()
+                        self._changes.unsure()
+
+    async def _begin(self) -> EntryId:
+        backoff = Backoff(initial_seconds=0.1, cap_seconds=2.0, floor_seconds=0.05)
+        while True:
+            try:
+                after = await stream.last_id(self._client, stream.LEDGER_EVENTS)
+            except UnavailableError:
+                await asyncio.sleep(backoff.next_delay())
+                continue
+            self.is_connected = True
+            self.following.set()
+            return after
+
+    def _take(self, payload: bytes | None) -> None:
+        try:
+            event = events_pb2.LedgerEvent.FromString(payload or b"")
+        except DecodeError:
+            metrics.UNREADABLE.labels(stream.LEDGER_EVENTS).inc()
+            _log.exception("an announcement of the ledger cannot be parsed")
+            return
+        kind = event.WhichOneof("event")
+        if kind == "subscription_changed":
+            self._subscription(event.subscription_changed)
+        elif kind == "license_changed":
+            self._license(event.license_changed)
+
+    def _subscription(self, changed: events_pb2.SubscriptionChanged) -> None:
+        entitlement = Entitlement(
+            changed.subscription_id,
+            changed.master_id,
+            Pause(changed.pause),
+            changed.version,
+            changed.cancelled,
+            changed.reason,
+        )
+        if self._entitlements.note_subscription(changed.user_id, entitlement):
+            self._changes.subscription(changed.user_id, entitlement)
+
+    def _license(self, changed: events_pb2.LicenseChanged) -> None:
+        expires_at_us = changed.expires_at.ToMicroseconds()
+        self._entitlements.note_license(changed.license_id, changed.revoked, expires_at_us)
+        self._changes.license(changed.user_id, changed.license_id, changed.revoked, expires_at_us)
+
+
+def _bound(kept: OrderedDict[Any, Any], size_max: int) -> None:
+    while len(kept) > size_max:
+        kept.popitem(last=False)

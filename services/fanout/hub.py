@@ -1,0 +1,171 @@
+"""Knows the open streams of this process and wakes them; it reads no log and writes no socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from services.common.clock import Clock
+from services.common.errors import ResourceExhaustedError, ServiceError
+from services.fanout import metrics
+from services.fanout.delivery import Delivery
+from services.fanout.domain import errors
+from services.fanout.domain.cursor import Cursor
+from services.fanout.domain.ring import MasterLog, Ring
+from services.fanout.domain.stream import ProgressCache
+
+_log = logging.getLogger(__name__)
+
+_TICKS_PER_PROGRESS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """How many streams there may be, how old, and how often each is looked at."""
+
+    streams_max: int
+    streams_per_user_max: int
+    stream_age_seconds_max: float | None
+    progress_interval_seconds: float
+    drain_jitter_seconds: float
+
+
+class Hub:
+    """All open streams, by stream, by user and by master."""
+
+    def __init__(self, ring: Ring, clock: Clock, limits: HubLimits) -> None:
+        self.ring = ring
+        self.draining = False
+        self._clock = clock
+        self._limits = limits
+        self._deliveries: dict[int, Delivery] = {}
+        self._by_user: dict[str, dict[int, Delivery]] = {}
+        self._followers: dict[int, dict[Cursor, Delivery]] = {}
+        self._next_id = 1
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """All streams in ascending order of stream_id."""
+        return iter(tuple(self._deliveries.values()))
+
+    def of_user(self, user_id: str) -> tuple[Delivery, ...]:
+        """The user's open streams."""
+        return tuple(self._by_user.get(user_id, {}).values())
+
+    def next_id(self) -> int:
+        """A number for a new stream."""
+        self._next_id += 1
+        return self._next_id - 1
+
+    def admit(self, user_id: str) -> None:
+        """Sees whether there is room for one more stream of the user.
+
+        Raises:
+            ResourceExhaustedError: there is not, or the process is draining.
+        """
+        if self.draining:
+            raise errors.draining()
+        if len(self._deliveries) >= self._limits.streams_max:
+            raise ResourceExhaustedError(
+                "this process has as many streams as it may", reason="TOO_MANY_STREAMS", retry_after_seconds=1
+            )
+        if len(self._by_user.get(user_id, {})) >= self._limits.streams_per_user_max:
+            raise ResourceExhaustedError(
+                f"the user has {self._limits.streams_per_user_max} streams open already",
+                reason="TOO_MANY_STREAMS_OF_USER",
+                retry_after_seconds=1,
+            )
+
+    def add(self, delivery: Delivery) -> None:
+        """The stream is open: from now on it is woken."""
+        stream = delivery.stream
+        self._deliveries[stream.stream_id] = delivery
+        self._by_user.setdefault(stream.reader.user_id, {})[stream.stream_id] = delivery
+        for cursor in stream.cursors.values():
+            self._followers.setdefault(cursor.master_id, {})[cursor] = delivery
+        metrics.STREAMS.set(len(self._deliveries))
+
+    def remove(self, delivery: Delivery) -> None:
+        """The stream is over."""
+        stream = delivery.stream
+        if self._deliveries.pop(stream.stream_id, None) is None:
+            return
+        streams = self._by_user.get(stream.reader.user_id, {})
+        streams.pop(stream.stream_id, None)
+        if not streams:
+            self._by_user.pop(stream.reader.user_id, None)
+        for cursor in stream.cursors.values():
+            self.unfollow(cursor)
+        metrics.STREAMS.set(len(self._deliveries))
+
+    def unfollow(self, cursor: Cursor) -> None:
+        """The cursor is not woken any more."""
+        followers = self._followers.get(cursor.master_id)
+        if followers is not None:
+            followers.pop(cursor, None)
+            if not followers:
+                del self._followers[cursor.master_id]
+
+    def has_followers(self, log: MasterLog) -> bool:
+        """Whether a stream follows the master."""
+        return log.master_id in self._followers
+
+    def log_grew(self, logs: Iterable[MasterLog]) -> int:
+        """Wakes each stream that follows one of the logs, once; returns how many."""
+        woken: dict[Delivery, None] = {}
+        for log in logs:
+            for cursor, delivery in self._followers.get(log.master_id, {}).items():
+                if delivery.stream.wake(cursor):
+                    woken[delivery] = None
+        for delivery in woken:
+            delivery.pump()
+        return len(woken)
+
+    def waiting_for_snapshot(self, master_id: int) -> bool:
+        """Whether some stream waits for a snapshot of the master."""
+        followers = self._followers.get(master_id, {})
+        return any(cursor.log is None or cursor.place.value == "snapshot" for cursor in followers)
+
+    def end_all(self, error: ServiceError) -> None:
+        """Ends every stream for the same reason."""
+        for delivery in self:
+            delivery.end(error)
+
+    def drain(self) -> None:
+        """Announces the end to every stream and ends it; new ones are refused from now on."""
+        self.draining = True
+        for delivery in self:
+            self._drain_one(delivery)
+
+    def _drain_one(self, delivery: Delivery) -> None:
+        jitter_us = int(random.uniform(0, self._limits.drain_jitter_seconds) * 1e6)
+        delivery.stream.drain(jitter_us)
+        delivery.pump()
+
+    async def tick_forever(self) -> None:
+        """Looks at each stream once in each progress interval, a part of them at a time, until cancelled."""
+        pause_seconds = self._limits.progress_interval_seconds / _TICKS_PER_PROGRESS
+        turn = 0
+        while True:
+            await asyncio.sleep(pause_seconds)
+            self._tick(turn)
+            turn = (turn + 1) % _TICKS_PER_PROGRESS
+
+    def _tick(self, turn: int) -> None:
+        now_us = self._clock.now_us()
+        cache = ProgressCache(now_us)
+        age_seconds_max = self._limits.stream_age_seconds_max
+        for stream_id, delivery in tuple(self._deliveries.items()):
+            if stream_id % _TICKS_PER_PROGRESS != turn:
+                continue
+            if age_seconds_max is not None and now_us - delivery.stream.opened_at_us > age_seconds_max * 1e6:
+                self._drain_one(delivery)
+            else:
+                delivery.tick(cache)
+        metrics.RING_BYTES.set(self.ring.memory_bytes)
+        metrics.RING_MASTERS.set(len(self.ring))

@@ -1,0 +1,124 @@
+"""Carries changes of licenses and subscriptions to open streams; it asks nobody but who keeps them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from services.common.clock import Clock
+from services.common.errors import ServiceError, UnauthenticatedError
+from services.fanout import metrics
+from services.fanout.delivery import Delivery
+from services.fanout.domain import errors
+from services.fanout.entitlements import Entitlement, Entitlements, Identity
+from services.fanout.hub import Hub
+
+_log = logging.getLogger(__name__)
+
+_CALLS_AT_ONCE = 16
+
+
+class LiveEntitlements:
+    """What announced changes, and what is read again when some may have been missed, mean for open streams."""
+
+    def __init__(
+        self, hub: Hub, entitlements: Entitlements, clock: Clock, *, refresh_interval_seconds: float
+    ) -> None:
+        self._hub = hub
+        self._entitlements = entitlements
+        self._clock = clock
+        self._refresh_interval_seconds = refresh_interval_seconds
+        self._tokens: dict[int, str] = {}
+        self._unsure = asyncio.Event()
+
+    def opened(self, delivery: Delivery, token: str) -> None:
+        """A stream was opened with this token."""
+        self._tokens[delivery.stream.stream_id] = token
+
+    def closed(self, delivery: Delivery) -> None:
+        """The stream is over."""
+        self._tokens.pop(delivery.stream.stream_id, None)
+
+    def on_subscription(self, user_id: str, entitlement: Entitlement) -> None:
+        """A subscription was made, paused, resumed or cancelled."""
+        for delivery in self._hub.of_user(user_id):
+            if self._apply(delivery, entitlement):
+                metrics.CHANGES.labels("cancelled" if entitlement.cancelled else "pause").inc()
+                delivery.pump()
+
+    def on_license(self, user_id: str, license_id: str, revoked: bool, expires_at_us: int) -> None:
+        """A license was revoked, or its end was moved."""
+        for delivery in self._hub.of_user(user_id):
+            if delivery.stream.reader.license_id != license_id:
+                continue
+            metrics.CHANGES.labels("license").inc()
+            delivery.stream.expires_at_us = expires_at_us
+            if revoked:
+                delivery.end(errors.license_revoked())
+
+    def on_unsure(self) -> None:
+        """Changes may have been missed: everything is read again."""
+        self._unsure.set()
+
+    async def refresh_forever(self) -> None:
+        """Reads the entitlements of all open streams again when changes may have been missed, and now and then."""
+        while True:
+            try:
+                async with asyncio.timeout(self._refresh_interval_seconds):
+                    await self._unsure.wait()
+            except TimeoutError:
+                pass
+            self._unsure.clear()
+            await self._refresh_all()
+
+    async def _refresh_all(self) -> None:
+        deliveries = list(self._hub)
+        for start in range(0, len(deliveries), _CALLS_AT_ONCE):
+            batch = deliveries[start : start + _CALLS_AT_ONCE]
+            await asyncio.gather(*(self._refresh(delivery) for delivery in batch))
+
+    async def _refresh(self, delivery: Delivery) -> None:
+        token = self._tokens.get(delivery.stream.stream_id)
+        if token is None:
+            return
+        try:
+            identity = await self._entitlements.authenticate(token, fresh=True)
+        except UnauthenticatedError as error:
+            delivery.end(error)
+        except ServiceError as error:
+            _log.warning(
+                "entitlements of stream %s were not read again: %s", delivery.stream.stream_id, error.message
+            )
+        else:
+            self.reconcile(delivery, identity)
+            delivery.pump()
+
+    def reconcile(self, delivery: Delivery, identity: Identity) -> None:
+        """Brings a stream in line with what its user may read now."""
+        delivery.stream.expires_at_us = identity.expires_at_us
+        for master_id, cursor in tuple(delivery.stream.cursors.items()):
+            entitlement = identity.entitlements.get(master_id)
+            if entitlement is None:
+                self._cancel(delivery, master_id, "the subscription ended")
+            elif entitlement.version > cursor.version:
+                self._apply(delivery, entitlement)
+
+    def _apply(self, delivery: Delivery, entitlement: Entitlement) -> bool:
+        cursor = delivery.stream.cursors.get(entitlement.master_id)
+        if cursor is None or cursor.subscription_id != entitlement.subscription_id:
+            return False
+        if entitlement.cancelled:
+            return self._cancel(delivery, entitlement.master_id, entitlement.reason)
+        return delivery.stream.pause(
+            entitlement.master_id,
+            entitlement.pause,
+            entitlement.version,
+            entitlement.reason,
+            self._clock.now_us(),
+        )
+
+    def _cancel(self, delivery: Delivery, master_id: int, reason: str) -> bool:
+        cursor = delivery.stream.cancel(master_id, reason, self._clock.now_us())
+        if cursor is not None:
+            self._hub.unfollow(cursor)
+        return cursor is not None

@@ -1,0 +1,85 @@
+"""What the fan-out tells Prometheus; it decides nothing."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+_LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 30_000)
+
+
+class TallyHistogram(Collector):
+    """A histogram that costs a tenth of a microsecond to feed; made for one event loop, not for threads."""
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Adds one observation."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self._counts)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The histogram as Prometheus reads it: cumulative buckets."""
+        total = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*self._bounds, None), self._counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound is None else f"{float(bound)}", total))
+        family = HistogramMetricFamily(self._name, self._documentation)
+        family.add_metric([], buckets=buckets, sum_value=self._sum)
+        yield family
+
+
+LATENCY_MS = TallyHistogram(
+    "fanout_latency_ms",
+    "From the front door's check of a signal to the write of the message that carries it, oldest signal of each.",
+    _LATENCY_MS,
+)
+REGISTRY.register(LATENCY_MS)
+
+STREAMS = Gauge("fanout_streams", "Open streams.")
+DELIVERIES = Counter("fanout_deliveries_total", "Signals written to streams.")
+MESSAGES = Counter("fanout_messages_total", "Messages written to streams.")
+BYTES = Counter("fanout_sent_bytes_total", "Bytes of messages written to streams.")
+GAPS = Counter("fanout_gaps_total", "Records of the log that name missing positions, by reason.", ("reason",))
+TAILED_SIGNALS = Counter("fanout_tailed_signals_total", "Signals read from the log into the ring.")
+TAILED_ENTRIES = Counter("fanout_tailed_entries_total", "Entries of the log read into the ring.")
+TAIL_BROKEN = Counter("fanout_tail_events_total", "What happened to the tail of the log.", ("event",))
+UNREADABLE = Counter("fanout_unreadable_entries_total", "Entries that could not be parsed.", ("stream",))
+LAG_SIGNALS = Histogram(
+    "fanout_subscriber_lag_signals",
+    "Positions that a stream was not sent yet, looked at about once a second for each stream.",
+    buckets=(0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000),
+)
+LAG_SECONDS = Histogram(
+    "fanout_subscriber_lag_seconds",
+    "For how long a stream has not had everything, looked at about once a second for each stream.",
+    buckets=(0, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900),
+)
+SLOW_READERS = Counter(
+    "fanout_slow_readers_total", "Readers that fell behind, by what was done.", ("action", "limit")
+)
+STREAMS_ENDED = Counter("fanout_streams_ended_total", "Streams that this side ended, by reason.", ("reason",))
+PAGES = Counter("fanout_backlog_pages_total", "Pages read behind the ring.", ("source", "result"))
+SNAPSHOTS = Counter("fanout_snapshots_total", "Snapshots looked for, by how it went.", ("result",))
+AUTHENTICATIONS = Counter("fanout_authentications_total", "License tokens looked up.", ("result",))
+CHANGES = Counter("fanout_entitlement_changes_total", "Announced changes that reached a stream.", ("kind",))
+RECORDED = Counter("fanout_recorded_positions_total", "Positions sent to the ledger.", ("result",))
+RECORD_PENDING = Gauge("fanout_record_pending", "Positions that wait for the ledger.")
+RING_BYTES = Gauge("fanout_ring_bytes", "About what the ring costs in memory.")
+RING_MASTERS = Gauge("fanout_ring_masters", "Masters with a log in the ring.")

@@ -1,0 +1,88 @@
+"""What the fan-out reads from its environment; it opens nothing."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from services.common.settings import Address, ServiceSettings
+
+
+class FanoutSettings(ServiceSettings):
+    """Addresses and bounds of the fan-out, from environment variables of the same names in upper case."""
+
+    service_name: ClassVar[str] = "fanout"
+
+    ledger_address: Address = Address("127.0.0.1", 50051)
+    ingest_address: Address | None = None
+    """Where masters are asked for snapshots; every process behind the name is asked. Unset: they never are."""
+
+    # The ring: what is shared by all streams and never read twice.
+    ring_records_per_master_max: int = Field(default=50_000, ge=16)
+    ring_memory_bytes_max: int = Field(default=128 * 1024 * 1024, ge=65_536)
+    fill_entries_max: int = Field(default=20_000, ge=0)
+    """Entries of the log that are read at start."""
+    fill_bytes_max: int = Field(default=16 * 1024 * 1024, ge=0)
+    tracked_positions_per_master_max: int = Field(default=2_000, ge=1)
+    """Open positions whose stops are known, to tell a tightened stop from a loosened one."""
+
+    # The tail of the log.
+    tail_block_ms: int = Field(default=1_000, ge=1)
+    tail_entries_max: int = Field(default=500, ge=1)
+    coalescing_delay_seconds_max: float = Field(default=0.004, ge=0, le=1)
+    """The longest rest between two rounds of writing; the busier the process, the nearer to it."""
+    load_max: float = Field(default=0.6, gt=0, le=1)
+    """The share of its time that the process spends writing before it begins to rest between rounds."""
+
+    # Messages and streams.
+    message_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
+    message_signals_max: int = Field(default=1_000, ge=1, le=100_000)
+    progress_interval_seconds: float = Field(default=0.8, gt=0, le=1)
+    streams_max: int = Field(default=10_000, ge=1)
+    streams_per_user_max: int = Field(default=20, ge=1)
+    stream_age_seconds_max: float | None = Field(default=None, gt=0)
+    """Streams older than this are drained, so that they spread over new processes. Unset: never."""
+
+    # When a reader is too slow.
+    lag_signals_max: int = Field(default=500_000, ge=1)
+    lag_bytes_max: int = Field(default=128 * 1024 * 1024, ge=1)
+    lag_seconds_max: float = Field(default=30.0, gt=0)
+    catch_up_seconds_max: float = Field(default=900.0, gt=0)
+    unacknowledged_seconds_max: float = Field(default=600.0, gt=0)
+
+    # Behind the ring.
+    index_blocks_max: int = Field(default=10_000, ge=1)
+    index_block_entries: int = Field(default=64, ge=1)
+    walk_entries_max: int = Field(default=100_000, ge=1)
+    """Entries of the log that one request may make us look through backwards."""
+    page_records_max: int = Field(default=1_000, ge=1, le=10_000)
+    pages_cached_max: int = Field(default=32, ge=1)
+    backlog_reads_max: int = Field(default=4, ge=1)
+    """Pages that are read at once, from the log and from the archive each."""
+    backlog_timeout_seconds: float = Field(default=10.0, gt=0)
+    backlog_attempts_max: int = Field(default=5, ge=1)
+
+    # Snapshots.
+    snapshot_wait_seconds: float = Field(default=10.0, gt=0)
+    snapshot_poll_seconds: float = Field(default=0.5, gt=0)
+    snapshot_waits_max: int = Field(default=1_000, ge=1)
+    ingest_processes_max: int = Field(default=16, ge=1)
+
+    # Entitlements.
+    authenticate_cached_max: int = Field(default=20_000, ge=1)
+    authenticate_cached_seconds: float = Field(default=30.0, ge=0)
+    authenticate_refused_seconds: float = Field(default=1.0, ge=0)
+    """How long a refusal is remembered."""
+    authenticate_calls_max: int = Field(default=32, ge=1)
+    recent_changes_max: int = Field(default=20_000, ge=1)
+    refresh_interval_seconds: float = Field(default=300.0, gt=0)
+    """How often the entitlements of open streams are read again, whatever was announced."""
+
+    # Positions on their way to the ledger.
+    record_interval_seconds: float = Field(default=0.5, gt=0, le=10)
+    record_batch_max: int = Field(default=10_000, ge=1, le=10_000)
+    record_pending_max: int = Field(default=200_000, ge=1)
+
+    drain_jitter_seconds: float = Field(default=5.0, ge=0)
+    """Clients of a draining process are told to reconnect at moments spread over this time."""

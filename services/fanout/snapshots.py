@@ -1,0 +1,174 @@
+"""Finds the snapshot that a stream begins with: the stored one if the log goes on from it, else a new one.
+
+It asks the front door and waits, bounded; it never makes or changes a snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from execution.common.v1 import snapshot_pb2
+from services.common import log as signal_log
+from services.common.clock import Clock
+from services.common.errors import ResourceExhaustedError, ServiceError, UnavailableError
+from services.common.stream import Redis
+from services.fanout import metrics
+from services.fanout.backlog import Backlog, Gone
+from services.fanout.delivery import Delivery
+from services.fanout.domain import errors
+from services.fanout.domain.cursor import Cursor
+from services.fanout.domain.position import Position
+from services.fanout.domain.ring import MasterLog, SignalRecord
+
+_log = logging.getLogger(__name__)
+
+_ASK_AGAIN_SECONDS: Final = 2.0
+"""The master may have connected meanwhile."""
+
+Ask = Callable[[int], Awaitable[None]]
+"""Asks the front door for a new snapshot of a master; failures are its own affair."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotLimits:
+    """How long is waited, how often is looked, and for how many masters at once."""
+
+    wait_seconds: float
+    poll_seconds: float
+    waits_max: int
+
+
+class Snapshots:
+    """One search per master, whoever waits for it."""
+
+    def __init__(
+        self, client: Redis, backlog: Backlog, ask: Ask, clock: Clock, limits: SnapshotLimits
+    ) -> None:
+        self._client = client
+        self._backlog = backlog
+        self._ask = ask
+        self._clock = clock
+        self._limits = limits
+        self._searches: dict[int, asyncio.Task[snapshot_pb2.Snapshot]] = {}
+        self._stored: dict[int, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        tasks = [*self._tasks, *self._searches.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def stored(self, master_id: int) -> None:
+        """The log says that a newer snapshot of the master can be read."""
+        event = self._stored.get(master_id)
+        if event is not None:
+            event.set()
+
+    def begin(self, delivery: Delivery, cursor: Cursor) -> None:
+        """Lets the cursor begin with a snapshot as soon as there is one; ends the stream when none comes in time."""
+        task = asyncio.create_task(self._begin(delivery, cursor), name="begin with a snapshot")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _begin(self, delivery: Delivery, cursor: Cursor) -> None:
+        try:
+            snapshot = await self.find(cursor.log)
+        except ServiceError as error:
+            delivery.end(error)
+            return
+        delivery.stream.begin_with(cursor, snapshot, self._clock.now_us())
+        delivery.pump()
+
+    async def find(self, log: MasterLog) -> snapshot_pb2.Snapshot:
+        """A snapshot of the log's master from which the log goes on without a hole.
+
+        Raises:
+            UnavailableError: there is none and none came in time, or Redis is away.
+            ResourceExhaustedError: snapshots of too many masters are being waited for.
+        """
+        search = self._searches.get(log.master_id)
+        if search is None:
+            if len(self._searches) >= self._limits.waits_max:
+                raise ResourceExhaustedError(
+                    "snapshots of too many masters are being waited for", reason="TOO_MANY_SNAPSHOTS"
+                )
+            search = asyncio.create_task(self._search(log), name="find a snapshot")
+            self._searches[log.master_id] = search
+            search.add_done_callback(lambda _: self._searches.pop(log.master_id, None))
+        return await asyncio.shield(search)
+
+    async def _search(self, log: MasterLog) -> snapshot_pb2.Snapshot:
+        event = self._stored[log.master_id] = asyncio.Event()
+        try:
+            return await self._search_until(
+                log, event, asyncio.get_running_loop().time() + self._limits.wait_seconds
+            )
+        finally:
+            del self._stored[log.master_id]
+
+    async def _search_until(
+        self, log: MasterLog, event: asyncio.Event, until: float
+    ) -> snapshot_pb2.Snapshot:
+        loop = asyncio.get_running_loop()
+        fallback = await self._stored_snapshot(log)
+        if fallback is not None and not _has_hole_after(log, _as_of(fallback)):
+            metrics.SNAPSHOTS.labels("stored").inc()
+            return fallback
+        ask_again_at = 0.0
+        while (remaining_seconds := until - loop.time()) > 0:
+            if loop.time() >= ask_again_at:
+                await self._ask(log.master_id)
+                ask_again_at = loop.time() + _ASK_AGAIN_SECONDS
+            try:
+                async with asyncio.timeout(min(remaining_seconds, self._limits.poll_seconds)):
+                    await event.wait()
+            except TimeoutError:
+                pass
+            event.clear()
+            snapshot = await self._stored_snapshot(log)
+            if snapshot is not None and not _has_hole_after(log, _as_of(snapshot)):
+                metrics.SNAPSHOTS.labels("asked").inc()
+                return snapshot
+        if fallback is not None:
+            # It is older than a hole, which is told after it: better than nothing.
+            metrics.SNAPSHOTS.labels("holed").inc()
+            return fallback
+        metrics.SNAPSHOTS.labels("missing").inc()
+        raise errors.snapshot_unavailable(log.master_id, self._limits.wait_seconds)
+
+    async def _stored_snapshot(self, log: MasterLog) -> snapshot_pb2.Snapshot | None:
+        """The stored snapshot, if what follows it can still be had."""
+        snapshot = await signal_log.read_snapshot(self._client, log.master_id)
+        if snapshot is None:
+            return None
+        as_of = _as_of(snapshot)
+        if log.covers(as_of):
+            return snapshot
+        try:
+            page = await self._backlog.read(log.master_id, as_of)
+        except UnavailableError as error:
+            _log.warning(
+                "what follows the snapshot of master %s cannot be read: %s", log.master_id, error.message
+            )
+            return None
+        return None if isinstance(page, Gone) else snapshot
+
+
+def _as_of(snapshot: snapshot_pb2.Snapshot) -> Position:
+    return Position(snapshot.as_of.epoch, snapshot.as_of.sequence)
+
+
+def _has_hole_after(log: MasterLog, position: Position) -> bool:
+    """Whether the ring knows a hole or a new epoch behind the position: one who begins there would be told of it."""
+    if position.epoch != log.head.epoch:
+        return position < log.head
+    offset = log.offset_after(position)
+    return any(not isinstance(record, SignalRecord) for record in log.records(offset))

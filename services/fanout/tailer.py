@@ -1,0 +1,188 @@
+"""Follows the log of one shard into the ring and wakes the streams; it knows no subscriber."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from execution.ingest.v1 import log_pb2
+from services.common import log as signal_log
+from services.common import stream, tail
+from services.common.backoff import Backoff
+from services.common.errors import UnavailableError
+from services.common.stream import Entry, EntryId, Redis
+from services.fanout import metrics
+from services.fanout.domain.index import EntryKey, LogIndex
+from services.fanout.domain.intake import Intake
+from services.fanout.domain.pacing import Pacing
+from services.fanout.hub import Hub
+
+_log = logging.getLogger(__name__)
+
+_FILL_PAGE_ENTRIES = 500
+_YIELD_ENTRIES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TailLimits:
+    """How much is read at start and at a time."""
+
+    fill_entries_max: int
+    fill_bytes_max: int
+    block_ms: int
+    entries_max: int
+
+
+class Tailer:
+    """Reads the log once for all streams of the process."""
+
+    def __init__(
+        self,
+        client: Redis,
+        intake: Intake,
+        index: LogIndex,
+        hub: Hub,
+        pacing: Pacing,
+        limits: TailLimits,
+        *,
+        on_snapshot: Callable[[int], None],
+        on_replaced: Callable[[], None],
+        shard: int = 0,
+    ) -> None:
+        """`on_snapshot(master_id)`: a newer snapshot is stored. `on_replaced`: the log is a new one; the ring was
+        emptied."""
+        self.filled = asyncio.Event()
+        """Set once the end of the log was read: streams can be opened."""
+        self.is_connected = False
+        self._client = client
+        self._intake = intake
+        self._index = index
+        self._hub = hub
+        self._pacing = pacing
+        self._limits = limits
+        self._on_snapshot = on_snapshot
+        self._on_replaced = on_replaced
+        self._shard = shard
+        self._name = stream.log_name(shard)
+        self._log_id: str | None = None
+
+    async def run(self) -> None:
+        """Fills the ring from the end of the log, then follows it, until cancelled; outages are waited out."""
+        after = await self._fill_at_start()
+        events = tail.tail(
+            self._client, self._name, after, block_ms=self._limits.block_ms, count=self._limits.entries_max
+        )
+        async with aclosing(events):  # type: ignore[type-var]  # tail is an async generator
+            async for event in events:
+                match event:
+                    case tail.Entries(entries):
+                        await self._round(entries)
+                    case tail.Connected():
+                        self.is_connected = True
+                        await self._look_again(went_back=False)
+                    case tail.Disconnected(error):
+                        self.is_connected = False
+                        metrics.TAIL_BROKEN.labels("disconnected").inc()
+                        _log.warning("the log cannot be read: %s", error.message)
+                    case tail.Trimmed(cursor, first):
+                        metrics.TAIL_BROKEN.labels("trimmed").inc()
+                        _log.warning(
+                            "the log was trimmed before it was read, between %s and %s", cursor, first
+                        )
+                    case tail.Restored(cursor, last):
+                        metrics.TAIL_BROKEN.labels("restored").inc()
+                        _log.warning("the log went back from %s to %s", cursor, last)
+                        await self._look_again(went_back=True)
+
+    async def _fill_at_start(self) -> EntryId:
+        backoff = Backoff(initial_seconds=0.1, cap_seconds=2.0, floor_seconds=0.05)
+        while True:
+            try:
+                self._log_id = await signal_log.read_log_id(self._client, shard=self._shard)
+                last = await stream.last_id(self._client, self._name)
+                await self._fill(last)
+            except UnavailableError as error:
+                _log.warning("the log cannot be read yet: %s", error.message)
+                await asyncio.sleep(backoff.next_delay())
+                continue
+            self.is_connected = True
+            self.filled.set()
+            _log.info("the ring holds %d masters up to entry %s", len(self._hub.ring), last)
+            return last
+
+    async def _fill(self, last: EntryId) -> None:
+        """Reads the end of the log up to `last`, newest first, and takes it in, oldest first."""
+        taken: list[Entry] = []
+        size_bytes = 0
+        before = f"{last}"
+        while len(taken) < self._limits.fill_entries_max and size_bytes < self._limits.fill_bytes_max:
+            count = min(_FILL_PAGE_ENTRIES, self._limits.fill_entries_max - len(taken))
+            with stream.translating():
+                raw: Any = await self._client.xrevrange(self._name, max=before, count=count)
+            page = stream.entries_of(raw)
+            taken.extend(page)
+            size_bytes += sum(len(entry.payload or b"") for entry in page)
+            if len(page) < count:
+                break
+            before = f"({page[-1].id}"
+        taken.reverse()
+        for start in range(0, len(taken), _YIELD_ENTRIES):
+            self._take_in(taken[start : start + _YIELD_ENTRIES])
+            await asyncio.sleep(0)
+
+    async def _round(self, entries: Sequence[Entry]) -> None:
+        """Takes in what was read, wakes the streams once, and rests in proportion to what that cost."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._take_in(entries)
+        # The woken streams' coroutines have their turn before the next read.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        rest_seconds = self._pacing.rest_seconds(loop.time() - began)
+        if rest_seconds > 0:
+            await asyncio.sleep(rest_seconds)
+
+    def _take_in(self, entries: Sequence[Entry]) -> None:
+        batch = log_pb2.LogBatch()
+        for entry in entries:
+            if entry.payload is None:
+                continue
+            try:
+                one = log_pb2.LogBatch.FromString(entry.payload)
+            except DecodeError:
+                metrics.UNREADABLE.labels(self._name).inc()
+                _log.error("entry %s of the log cannot be parsed", entry.id)
+                continue
+            self._index.note(EntryKey(entry.id.ms, entry.id.number), one)
+            batch.runs.extend(one.runs)
+        metrics.TAILED_ENTRIES.inc(len(entries))
+        grown, snapshots = self._intake.apply(batch)
+        self._hub.log_grew(grown)
+        for master_id in snapshots:
+            self._on_snapshot(master_id)
+
+    async def _look_again(self, *, went_back: bool) -> None:
+        """After an outage: is it the same log, and has it come back with other entries than were read?"""
+        try:
+            log_id = await signal_log.read_log_id(self._client, shard=self._shard)
+            if self._log_id is not None and log_id != self._log_id:
+                metrics.TAIL_BROKEN.labels("replaced").inc()
+                _log.error("the log is a new one: all streams begin again")
+                self._intake.clear()
+                self._index.clear()
+                self._on_replaced()
+                went_back = True
+            self._log_id = log_id
+            if went_back:
+                self._index.clear()
+                await self._fill(await stream.last_id(self._client, self._name))
+        except UnavailableError as error:
+            # The tail notices the same, and asks to look again when Redis is back.
+            self.is_connected = False
+            _log.warning("the log cannot be looked at again yet: %s", error.message)
