@@ -93,6 +93,7 @@ def test_a_clone_that_cannot_be_written_is_one_clear_line(data_folder: Path, bar
     ):
         pytest.skip("an ordinary user cannot get to a Python")
     clone = shutil.copytree(bare_clone, data_folder / "clone")
+    subprocess.run(["chmod", "-R", "a+rX", clone], check=True)  # whatever the umask
     completed = subprocess.run(
         [clone / "ecp"],
         user=ORDINARY.uid,

@@ -64,7 +64,8 @@ def test_a_data_folder_is_used_by_one_at_a_time(tmp_path: Path) -> None:
 
 def test_folders_that_are_made_are_closed_to_others_and_foreign_ones_left_alone(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
-    foreign.mkdir(mode=0o750)
+    foreign.mkdir()
+    foreign.chmod(0o750)
     with folders.locked_data_folder(foreign / "data"):
         assert (foreign / "data").stat().st_mode & 0o777 == 0o700
     with folders.locked_data_folder(foreign / "passage", others_may_pass=True):
