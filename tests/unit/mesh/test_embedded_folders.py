@@ -14,19 +14,8 @@ from mesh.process import User
 STRANGER = User(os.geteuid() + 54321, os.getegid() + 54321)
 
 
-@pytest.fixture
-def open_path(tmp_path: Path) -> Path:
-    """A folder whose parents, up to one that is not the test's own, let everybody pass."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid != os.geteuid() or folder == Path("/"):
-            break
-        if folder.stat().st_mode & 0o7777 == 0o700:
-            folder.chmod(0o711)
-    return tmp_path
-
-
-def test_a_closed_parent_is_named(open_path: Path) -> None:
-    closed = open_path / "closed"
+def test_a_closed_parent_is_named(data_folder: Path) -> None:
+    closed = data_folder / "closed"
     inner = closed / "inner"
     inner.mkdir(parents=True)
     closed.chmod(0o700)
@@ -35,8 +24,8 @@ def test_a_closed_parent_is_named(open_path: Path) -> None:
         folders.require_passage(inner, STRANGER, what="PostgreSQL")
 
 
-def test_the_owner_s_bits_count_for_the_owner_and_the_group_s_for_the_group(open_path: Path) -> None:
-    folder = open_path / "mine"
+def test_the_owner_s_bits_count_for_the_owner_and_the_group_s_for_the_group(data_folder: Path) -> None:
+    folder = data_folder / "mine"
     folder.mkdir()
     folder.chmod(0o710)
     status = folder.stat()
