@@ -22,6 +22,14 @@ from services.risk.store import CHECK_LOCK, put_decisions
 
 _FOLD_BATCHES_MAX: Final = 20_000
 _IDLE_MARGIN_MS: Final = 30_000
+# Today's chunk has no statistics yet and grows a hundredfold while a cached plan lives: what was right for an empty
+# table would read all of it for each signal. Compiling takes longer than running.
+_PLANNING: Final = ("set plan_cache_mode = force_custom_plan", "set jit = off")
+_FOLD_PLANNING: Final = (
+    "set local enable_seqscan = off",
+    "set local enable_hashjoin = off",
+    "set local enable_mergejoin = off",
+)
 _CHUNK_DAYS: Final = {
     "risk.outcomes": 1,
     "risk.protection_logs": 1,
@@ -80,8 +88,8 @@ class DetectorStore:
         async with self._pool.connection() as connection:
             await connection.execute(f"set idle_session_timeout = {_IDLE_MARGIN_MS}")
             await connection.execute(f"set idle_in_transaction_session_timeout = {_IDLE_MARGIN_MS}")
-            # Plans are for a few thousand signals; compiling them takes longer than running them.
-            await connection.execute("set jit = off")
+            for setting in _PLANNING:
+                await connection.execute(setting)
             if not await connection.fetchval(QUERIES.lock_check, CHECK_LOCK):
                 raise AbortedError("a check is running", reason="CHECK_RUNNING")
             try:
@@ -174,6 +182,8 @@ class Check:
             FencedError: another process leads now.
         """
         async with self._fenced(fence, isolation="repeatable_read"):
+            for setting in _FOLD_PLANNING:
+                await self._connection.execute(setting)
             rows = await self._connection.fetch(QUERIES.next_batches, outcomes_max, _FOLD_BATCHES_MAX)
             batches = [row["batch_id"] for row in rows]
             if not batches:

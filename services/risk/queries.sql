@@ -166,8 +166,14 @@ reports as (
     select distinct on (o.master_id, o.epoch, o.sequence, o.user_no)
         o.master_id, o.epoch, o.sequence, o.user_no, o.reported_at, o.reason, o.batch_id = any($1) as is_new
     from touched t
-    join risk.outcomes o using (master_id, epoch, sequence)
-    where o.reason <> 6 and o.batch_id not in (select w.batch_id from waiting w)
+    cross join lateral (
+        select x.master_id, x.epoch, x.sequence, x.user_no, x.reported_at, x.reason, x.batch_id, x.event_key
+        from risk.outcomes x
+        where x.master_id = t.master_id and x.sequence = t.sequence and x.epoch = t.epoch and x.reason <> 6
+        -- Keeps the planner from turning this into a join of everything.
+        offset 0
+    ) o
+    where o.batch_id not in (select w.batch_id from waiting w)
     order by o.master_id, o.epoch, o.sequence, o.user_no, is_new, o.reported_at, o.event_key
 ),
 counted as (
