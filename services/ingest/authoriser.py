@@ -1,0 +1,202 @@
+"""Whether a login may open a session, from the ledger through a bounded cache; it checks no MAC.
+
+A cached answer is used for a while, and longer while the ledger cannot be reached; what the ledger announces on
+`ledger:events` removes answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+import grpc
+
+from execution.ingest.v1 import frames_pb2 as pb
+from execution.ledger.v1 import master_service_pb2, master_service_pb2_grpc
+from services.common.channels import error_from_rpc
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidInputError,
+    NotFoundError,
+    ServiceError,
+    UnavailableError,
+)
+from services.ingest import metrics
+from services.ingest.domain.values import Authorisation, Authorise
+from services.ingest.settings import IngestSettings
+
+_log = logging.getLogger(__name__)
+
+# One message for all of these: what exactly is unknown is not told to strangers.
+_UNKNOWN: Final = "master, key or license is not known here"
+
+
+class Refusal(NamedTuple):
+    """Why a login is refused."""
+
+    code: pb.RejectCode.ValueType
+    message: str
+
+
+Answer = Authorisation | Refusal
+
+_REFUSALS: Final = {
+    "LICENSE_EXPIRED": Refusal(pb.REJECT_CODE_LICENSE_EXPIRED, "the license has expired: rotate it"),
+    "LICENSE_REVOKED": Refusal(pb.REJECT_CODE_LICENSE_REVOKED, "the license was revoked"),
+    "KEY_REVOKED": Refusal(pb.REJECT_CODE_UNAUTHENTICATED, _UNKNOWN),
+    "MASTER_SUSPENDED": Refusal(pb.REJECT_CODE_LICENSE_REVOKED, "the master is suspended"),
+}
+_UNAVAILABLE: Final = Refusal(pb.REJECT_CODE_UNAVAILABLE, "the license cannot be checked now")
+
+
+class _Key(NamedTuple):
+    """What an answer is for; the token itself is not kept."""
+
+    master_id: int
+    key_id: str
+    token_digest: bytes
+
+
+@dataclass(slots=True)
+class _Entry:
+    answer: Answer
+    asked_at: float
+
+
+class Authoriser:
+    """Asks the ledger, each question once at a time, and remembers."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        settings: IngestSettings,
+        *,
+        monotonic_seconds: Callable[[], float],
+    ) -> None:
+        self._masters: master_service_pb2_grpc.MasterServiceAsyncStub = (
+            master_service_pb2_grpc.MasterServiceStub(channel)
+        )
+        self._settings = settings
+        self._now = monotonic_seconds
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._asking: dict[_Key, asyncio.Task[Answer]] = {}
+        self._is_ledger_up = True
+
+    @property
+    def is_ledger_up(self) -> bool:
+        """Whether the ledger's last answer was one."""
+        return self._is_ledger_up
+
+    async def authorise(self, command: Authorise, *, fresh: bool = False) -> Answer:
+        """The answer to a login. Never raises; `fresh` asks the ledger even if an answer is remembered."""
+        key = _Key(command.master_id, command.key_id, sha256(command.license_token.encode()).digest())
+        entry = self._entries.get(key)
+        if entry is not None and not fresh and self._counts(entry):
+            self._entries.move_to_end(key)
+            metrics.AUTHORISATIONS.labels("cached").inc()
+            return entry.answer
+        return await asyncio.shield(self._ask_once(key, command))
+
+    def forget_license(self, license_id: str) -> None:
+        """The license changed: its answers no longer count."""
+        for key, entry in list(self._entries.items()):
+            if isinstance(entry.answer, Authorisation) and entry.answer.license_id == license_id:
+                del self._entries[key]
+
+    def forget_key(self, master_id: int, key_id: str) -> None:
+        """The signing key changed: its answers no longer count."""
+        for key in [key for key in self._entries if key[:2] == (master_id, key_id)]:
+            del self._entries[key]
+
+    def forget_all(self) -> None:
+        """Changes may have been missed: no answer counts any longer."""
+        self._entries.clear()
+
+    async def close(self) -> None:
+        """Cancels what is being asked."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _counts(self, entry: _Entry) -> bool:
+        age_seconds = self._now() - entry.asked_at
+        if isinstance(entry.answer, Refusal):
+            return age_seconds < self._settings.authorisation_negative_seconds
+        return age_seconds < self._settings.authorisation_seconds
+
+    def _ask_once(self, key: _Key, command: Authorise) -> asyncio.Task[Answer]:
+        task = self._asking.get(key)
+        if task is None:
+            task = asyncio.create_task(self._ask(key, command), name=f"authorise master {command.master_id}")
+            self._asking[key] = task
+            task.add_done_callback(lambda _: self._asking.pop(key, None))
+        return task
+
+    async def _ask(self, key: _Key, command: Authorise) -> Answer:
+        if len(self._asking) > self._settings.authorisations_under_way_max:
+            metrics.AUTHORISATIONS.labels("overloaded").inc()
+            return _UNAVAILABLE
+        try:
+            answer: Answer = await self._ask_ledger(command)
+        except UnavailableError as error:
+            return self._without_ledger(key, error)
+        except (FailedPreconditionError, NotFoundError, InvalidInputError) as error:
+            answer = _REFUSALS.get(error.reason, Refusal(pb.REJECT_CODE_UNAUTHENTICATED, _UNKNOWN))
+        except ServiceError as error:
+            # Our own token is refused, or the ledger is broken: not the master's fault.
+            _log.error("the ledger refuses to authorise: %s", error.message)
+            return self._without_ledger(key, error)
+        self._is_ledger_up = True
+        metrics.AUTHORISATIONS.labels("refused" if isinstance(answer, Refusal) else "allowed").inc()
+        self._remember(key, answer)
+        return answer
+
+    async def _ask_ledger(self, command: Authorise) -> Authorisation:
+        request = master_service_pb2.AuthorizeMasterRequest(
+            master_id=command.master_id, key_id=command.key_id, license_token=command.license_token
+        )
+        try:
+            response = await self._masters.AuthorizeMaster(
+                request, timeout=self._settings.authorisation_timeout_seconds
+            )
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, peer="ledger") from error
+        return _authorisation_of(response)
+
+    def _without_ledger(self, key: _Key, error: ServiceError) -> Answer:
+        """An old answer, if it is not too old."""
+        if self._is_ledger_up:
+            _log.warning("the ledger cannot be asked: %s", error.message)
+        self._is_ledger_up = False
+        entry = self._entries.get(key)
+        if entry is not None and isinstance(entry.answer, Authorisation):
+            age_seconds = self._now() - entry.asked_at
+            if age_seconds < self._settings.authorisation_grace_seconds:
+                metrics.AUTHORISATIONS.labels("grace").inc()
+                return entry.answer
+        metrics.AUTHORISATIONS.labels("unavailable").inc()
+        return _UNAVAILABLE
+
+    def _remember(self, key: _Key, answer: Answer) -> None:
+        self._entries[key] = _Entry(answer, self._now())
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._settings.authorisation_entries_max:
+            self._entries.popitem(last=False)
+
+
+def _authorisation_of(response: master_service_pb2.AuthorizeMasterResponse) -> Authorisation:
+    master = response.master
+    age_ms = master.signal_age_max.ToMilliseconds() if master.HasField("signal_age_max") else None
+    return Authorisation(
+        secret=response.secret,
+        license_id=response.license_id,
+        expires_at_us=response.expires_at.ToMicroseconds(),
+        signals_per_second_max=master.signals_per_second_max,
+        signal_age_ms_max=age_ms or None,
+    )

@@ -1,0 +1,129 @@
+"""The frames of the front door over one gRPC stream: the same peers, another port; it knows no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from execution.ingest.v1 import frames_pb2 as frames
+from execution.ingest.v1 import ingest_service_pb2 as pb
+from services.common.clock import now_us
+from services.ingest import metrics
+from services.ingest.peer import Door, Peer
+
+_PENDING_FRAMES_MAX: Final = 1_000
+_TICK_SECONDS_MAX: Final = 0.5
+_OUTPUT: Final = "output"
+
+
+class PublishStream:
+    """One stream: reads requests in a task of its own and hands out responses in order."""
+
+    def __init__(self, door: Door, peer_address: str) -> None:
+        self._door = door
+        self.peer_address = peer_address
+        self._pending: list[bytes] = []
+        self._news = asyncio.Event()
+        self._pauses: set[str] = set()
+        self._may_read = asyncio.Event()
+        self._may_read.set()
+        self._is_over = False
+        self._is_told_to_drain = False
+        self.peer = Peer(door, self)
+
+    # peer.Port
+
+    def write(self, payloads: list[bytes]) -> None:
+        """Queues frames; a client that does not take them is not read from either."""
+        self._pending += payloads
+        self._news.set()
+        if len(self._pending) > _PENDING_FRAMES_MAX:
+            self.pause(_OUTPUT)
+
+    def close(self) -> None:
+        """Ends the stream behind what was queued."""
+        self._is_over = True
+        self._news.set()
+
+    def pause(self, reason: str) -> None:
+        """Reads no more."""
+        self._pauses.add(reason)
+        self._may_read.clear()
+
+    def resume(self, reason: str) -> None:
+        """Reads again when nothing else speaks against it."""
+        self._pauses.discard(reason)
+        if not self._pauses:
+            self._may_read.set()
+
+    def opened(self) -> None:
+        """Nothing changes for a stream."""
+
+    # The stream
+
+    async def read(self, requests: AsyncIterator[pb.PublishRequest]) -> None:
+        """Takes frames until the client ends its side."""
+        frame_bytes_max = self._door.settings.frame_bytes_max
+        session = self.peer.session
+        async for request in requests:
+            if request.frame.ByteSize() > frame_bytes_max:
+                self.peer.end(frames.REJECT_CODE_TOO_LARGE, f"at most {frame_bytes_max} bytes are taken")
+                return
+            session.receive_frame(request.frame, now_us(), time.monotonic())
+            self.peer.settle()
+            await self._may_read.wait()
+        self.close()
+
+    async def responses(self) -> AsyncIterator[pb.PublishResponse]:
+        """The frames to send, until the session ends."""
+        settings = self._door.settings
+        tick_seconds = min(
+            _TICK_SECONDS_MAX, settings.heartbeat_seconds / 8, settings.unauthenticated_seconds_max / 8
+        )
+        while True:
+            pending, self._pending = self._pending, []
+            for payload in pending:
+                yield pb.PublishResponse(frame=frames.ServerFrame.FromString(payload))
+            self.resume(_OUTPUT)
+            if self._pending:
+                continue
+            if self._is_over:
+                return
+            try:
+                async with asyncio.timeout(tick_seconds):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            self._news.clear()
+            self._look_at_the_clock()
+
+    def _look_at_the_clock(self) -> None:
+        if self._door.is_draining and not self._is_told_to_drain:
+            self._is_told_to_drain = True
+            spread_ms = int(self._door.settings.drain_spread_seconds * 1_000)
+            self.peer.session.drain(random.randint(0, spread_ms))
+            self.peer.send()
+        self.peer.tick(now_us(), time.monotonic(), is_held=not self._may_read.is_set())
+
+
+async def publish(
+    door: Door, requests: AsyncIterator[pb.PublishRequest], peer_address: str
+) -> AsyncIterator[pb.PublishResponse]:
+    """Serves one stream from its first frame to its last."""
+    stream = PublishStream(door, peer_address)
+    door.streams += 1
+    if door.streams > door.settings.publish_streams_max:
+        metrics.CUT.labels("streams").inc()
+        stream.peer.end(frames.REJECT_CODE_TOO_MANY_CONNECTIONS, "too many streams")
+    reading = asyncio.create_task(stream.read(requests), name=f"publish {peer_address}")
+    try:
+        async for response in stream.responses():
+            yield response
+    finally:
+        door.streams -= 1
+        reading.cancel()
+        stream.peer.disconnected()
+        await asyncio.gather(reading, return_exceptions=True)
