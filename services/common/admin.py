@@ -64,10 +64,19 @@ class Readiness:
     def report(self) -> tuple[bool, dict[str, bool]]:
         """Whether all gating checks are fine, and the result of each."""
         checks = list(self._checks.values())
-        results = {check.name: check.is_ok() for check in checks}
+        results = {check.name: _look(check) for check in checks}
         for name, ok in results.items():
             CHECK_UP.labels(name).set(ok)
         return all(results[check.name] for check in checks if check.gates), results
+
+
+def _look(check: Check) -> bool:
+    try:
+        return bool(check.is_ok())
+    except Exception:
+        # A check comes from elsewhere and may fail in any way; that is not fine, and no reason to answer nothing.
+        _log.exception("check %s failed", check.name)
+        return False
 
 
 class LoopPulse:
@@ -183,6 +192,7 @@ class _Server(WSGIServer):
     """A WSGI server with bounded threads and connections; what exceeds them is closed at once."""
 
     allow_reuse_address = True
+    request_queue_size = _CONNECTIONS_MAX
 
     def __init__(self, address: Address, application: _Application) -> None:
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -195,7 +205,7 @@ class _Server(WSGIServer):
             raise ConfigurationError(
                 f"cannot listen on {address}: {error.strerror}",
                 where="ADMIN_BIND_ADDRESS",
-                do="stop the other process or choose another port",
+                do="stop the other process or choose another address",
             ) from error
         self.set_app(application)
 

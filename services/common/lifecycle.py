@@ -55,7 +55,7 @@ def command_line(
     logs.configure(settings_class.service_name, loaded.log_level)
     if command == "migrate" and migrate is not None:
         migration = migrate(loaded)
-        return run(lambda _: migration)
+        return run(lambda _: migration, interrupted_code=EXIT_FAILURE)
     with tracing.exporting(settings_class.service_name, loaded.otel_exporter_otlp_endpoint):
         return run(lambda stop: _serve(running(loaded), stop), grace_seconds=loaded.drain_grace_seconds)
 
@@ -74,7 +74,9 @@ class Stop:
         self.is_graceful = True
 
 
-def run(main: Callable[[Stop], Awaitable[None]], *, grace_seconds: float = 10.0) -> int:
+def run(
+    main: Callable[[Stop], Awaitable[None]], *, grace_seconds: float = 10.0, interrupted_code: int = EXIT_OK
+) -> int:
     """Runs `main` on uvloop and returns the exit code.
 
     The first SIGTERM or SIGINT sets `stop.asked`, and cancels `main` if it has not called
@@ -87,7 +89,7 @@ def run(main: Callable[[Stop], Awaitable[None]], *, grace_seconds: float = 10.0)
     except ConfigurationError as error:
         return _configuration_failure(error)
     except asyncio.CancelledError:
-        return _cancelled(stop)
+        return _cancelled(stop, interrupted_code)
     except BaseExceptionGroup as group:
         return _group_failure(group)
     except Exception:
@@ -168,9 +170,9 @@ def _configuration_failure(error: ConfigurationError) -> int:
     return ConfigurationError.exit_code
 
 
-def _cancelled(stop: Stop) -> int:
+def _cancelled(stop: Stop, interrupted_code: int) -> int:
     if stop.asked.is_set() and not stop.was_forced:
-        return EXIT_OK
+        return interrupted_code
     _log.error("stopped before its end was reached")
     return EXIT_FAILURE
 

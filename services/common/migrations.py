@@ -123,7 +123,7 @@ async def apply(
         with pg.translating():
             await connection.execute(f"set lock_timeout = {int(wait_seconds * 1_000)}")
             await connection.execute(f"set statement_timeout = {int(statement_timeout_seconds * 1_000)}")
-            await connection.execute("select pg_advisory_lock($1)", _LOCK_KEY)
+            await _lock(connection)
             await _prepare(connection, schema)
             applied = await _applied(connection, schema)
             _require_unchanged(migrations, applied, folder)
@@ -165,6 +165,15 @@ async def _connect(url: str, wait_seconds: float) -> asyncpg.Connection[asyncpg.
             if asyncio.get_running_loop().time() >= deadline:
                 raise
             await asyncio.sleep(backoff.next_delay())
+
+
+async def _lock(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    try:
+        await connection.execute("select pg_advisory_lock($1)", _LOCK_KEY)
+    except asyncpg.LockNotAvailableError as error:
+        raise UnavailableError(
+            "another process is migrating this database", reason="DATABASE_MIGRATING"
+        ) from error
 
 
 async def _prepare(connection: asyncpg.Connection[asyncpg.Record], schema: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from services.common import auth, tls
 from services.common.channels import channel, error_from_rpc, peer_errors
 from services.common.errors import ConfigurationError
 from services.common.interceptors import CallGuard, Context
-from services.common.settings import ServiceSettings
+from services.common.settings import Address, ServiceSettings
 
 __all__ = [
     "Context",
@@ -107,9 +109,9 @@ async def serving(
     """Serves the registrations on `settings.grpc_bind_address` until the block ends.
 
     Adds grpc.health.v1 (the process as '' and each service by name) and reflection, both open to all. With
-    `serving_at_once` false the health of all stays NOT_SERVING until `set_serving`. At the end health turns
-    NOT_SERVING, `draining` is set, new calls are refused, running ones have `settings.drain_grace_seconds`,
-    then they are cancelled.
+    `serving_at_once` false the services stay NOT_SERVING until `set_serving`; the process serves all the same,
+    or a liveness probe would kill it while it waits for a peer. At the end health turns NOT_SERVING, `draining`
+    is set, new calls are refused, running ones have `settings.drain_grace_seconds`, then they are cancelled.
 
     Raises:
         ConfigurationError: the address is in use or cannot be bound, or a certificate cannot be read.
@@ -136,6 +138,7 @@ async def serving(
     reflection.enable_server_reflection((*methods, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server)
     server = Server(grpc_server, _bind(grpc_server, settings), health_servicer, tuple(methods))
     await server.set_all_serving(serving_at_once)
+    await server.set_serving("", True)
     await grpc_server.start()
     _log.info("gRPC serves on %s", settings.grpc_bind_address.with_port(server.port))
     try:
@@ -157,20 +160,36 @@ async def _drain(server: Server, guard: CallGuard, grace_seconds: float) -> None
 
 
 def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> int:
-    address = str(settings.grpc_bind_address)
-    files = tls.server_files(settings)
+    address, files = settings.grpc_bind_address, tls.server_files(settings)
     try:
+        _require_free(address)
         if files is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, tls.server_credentials(files))
-    except RuntimeError as error:
+            return server.add_insecure_port(str(address))
+        return server.add_secure_port(str(address), tls.server_credentials(files))
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "in use or not an address of this machine"
         raise ConfigurationError(
-            f"cannot listen on {address}: port in use or address not of this machine",
+            f"cannot listen on {address}: {reason}",
             where="GRPC_BIND_ADDRESS",
-            do="stop the other process or choose another port",
+            do="stop the other process or choose another address",
         ) from error
-    return port
+
+
+def _require_free(address: Address) -> None:
+    """Tries the address with sockets of our own, because gRPC does not say why it cannot have one."""
+    failures: list[OSError] = []
+    infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, bound in infos:
+        try:
+            with socket.socket(family, kind, protocol) as attempt:
+                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                attempt.bind(bound)
+                attempt.listen(1)
+        except OSError as error:
+            failures.append(error)
+    # A name may stand for an address that this machine does not have (localhost without IPv6): one is enough.
+    if any(error.errno == errno.EADDRINUSE for error in failures) or len(failures) == len(infos):
+        raise failures[0]
 
 
 def _register(server: grpc.aio.Server, registrations: Sequence[Registration]) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,148 @@
+"""The admin port over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from services.common import admin
+from services.common.errors import ConfigurationError
+from services.common.settings import Address
+
+LOOPBACK = Address("127.0.0.1", 0)
+
+
+def fetch(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, bytes]:
+    request = urllib.request.Request(f"http://{host}:{port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+async def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, bytes]:
+    return await asyncio.to_thread(fetch, port, path, method, host)
+
+
+async def test_metrics_are_prometheus_text() -> None:
+    readiness = admin.Readiness([admin.Check("database", lambda: False, gates=False)])
+    async with admin.serving(LOOPBACK, readiness) as served:
+        status, body = await get(served.port, "/metrics")
+    assert status == 200
+    assert b"# TYPE event_loop_lag_seconds histogram" in body
+    assert b'service_check_up{check="database"} 0.0' in body
+
+
+async def test_ready_names_each_check_and_only_gating_ones_count() -> None:
+    state = {"grpc": True, "database": True}
+    readiness = admin.Readiness([admin.Check("grpc", lambda: state["grpc"])])
+    readiness.add("database", lambda: state["database"], gates=False)
+    async with admin.serving(LOOPBACK, readiness) as served:
+        assert await ready(served) == (200, {"status": "ready", "checks": {"grpc": True, "database": True}})
+        state["database"] = False
+        assert await ready(served) == (200, {"status": "ready", "checks": {"grpc": True, "database": False}})
+        state["grpc"] = False
+        assert await ready(served) == (
+            503,
+            {"status": "not ready", "checks": {"grpc": False, "database": False}},
+        )
+
+
+async def ready(served: admin.Admin) -> tuple[int, object]:
+    status, body = await get(served.port, "/ready")
+    return status, json.loads(body)
+
+
+async def test_a_check_that_fails_counts_as_not_fine() -> None:
+    def broken() -> bool:
+        raise KeyError("x")
+
+    async with admin.serving(LOOPBACK, admin.Readiness([admin.Check("broken", broken)])) as served:
+        assert await ready(served) == (503, {"status": "not ready", "checks": {"broken": False}})
+
+
+async def test_health_tells_a_stuck_event_loop_and_one_that_lives_again() -> None:
+    async with admin.serving(LOOPBACK, tick_age_seconds_max=0.8) as served:
+        await until_health_is(served.port, 200)
+        told = threading.Event()
+
+        def ask() -> None:
+            while fetch(served.port, "/health")[0] != 503:
+                time.sleep(0.05)
+            told.set()
+
+        asking = asyncio.create_task(asyncio.to_thread(ask))
+        await asyncio.sleep(0.1)
+        assert told.wait(60), "the event loop stands still here, which /health must tell"
+        await asking
+        await until_health_is(served.port, 200)
+
+
+async def until_health_is(port: int, status: int) -> None:
+    async with asyncio.timeout(60):
+        while (await get(port, "/health"))[0] != status:  # noqa: ASYNC110  # a port has no event
+            await asyncio.sleep(0.05)
+
+
+async def test_other_paths_and_methods_are_refused() -> None:
+    async with admin.serving(LOOPBACK) as served:
+        assert (await get(served.port, "/"))[0] == 404
+        assert (await get(served.port, "/metrics", "POST"))[0] == 405
+
+
+async def test_a_port_in_use_is_one_clear_line() -> None:
+    async with admin.serving(LOOPBACK) as served:
+        with pytest.raises(ConfigurationError) as caught:
+            async with admin.serving(Address("127.0.0.1", served.port)):
+                pass
+    assert str(caught.value).startswith(f"ADMIN_BIND_ADDRESS: cannot listen on 127.0.0.1:{served.port}: ")
+
+
+async def test_a_host_that_is_not_ours_is_one_clear_line() -> None:
+    with pytest.raises(ConfigurationError, match=r"ADMIN_BIND_ADDRESS: cannot listen on 192\.0\.2\.1:0"):
+        async with admin.serving(Address("192.0.2.1", 0)):
+            pass
+
+
+async def test_the_port_listens_on_ipv6_too() -> None:
+    try:
+        async with admin.serving(Address("::1", 0)) as served:
+            assert (await get(served.port, "/health", host="[::1]"))[0] == 200
+    except ConfigurationError:
+        pytest.skip("this machine has no IPv6 loopback")
+
+
+async def test_silent_connections_do_not_stop_others_and_are_bounded() -> None:
+    async with admin.serving(LOOPBACK) as served:
+        silent = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(admin._THREADS - 1)]
+        try:
+            assert (await get(served.port, "/health"))[0] == 200
+            silent += [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(60)]
+            closed = silent[-1]
+            closed.settimeout(5)
+            assert await asyncio.to_thread(closed.recv, 1) == b""
+        finally:
+            for connection in silent:
+                connection.close()
+        await answers_again(served.port)
+
+
+async def answers_again(port: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                status, _ = await get(port, "/health")
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            assert status == 200
+            return
