@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 from execution.ingest.v1 import frames_pb2 as pb
 from services.common.clock import now_us
@@ -103,10 +103,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there; too many are told so and closed."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=self._door.settings.output_bytes_max // 4)
-        name = transport.get_extra_info("peername")
+        # uvloop's transports are no subclasses of it.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=self._door.settings.output_bytes_max // 4)
+        name = self._transport.get_extra_info("peername")
         self._address = str(name[0]) if name else "?"
         self.peer_address = f"{name[0]}:{name[1]}" if name else "?"
         limit = self._connections.enter(self, self._address)
