@@ -13,6 +13,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from mesh.embedded import postgres, redis, servers_from_environment_or_embedded
@@ -21,6 +23,9 @@ from mesh.embedded.redis import AppendFsync
 from mesh.errors import ConfigurationError, MeshError
 from mesh.ports import port_block
 from mesh.process import process_exists, wait_until_gone
+
+
+NO_RETRY = Retry(NoBackoff(), 0)
 
 
 async def execute(url: str, *statements: str) -> None:
@@ -105,7 +110,7 @@ async def test_redis_on_tcp_wants_the_password_everywhere() -> None:
             for url in (server.url, server.tcp_url_for(3)):
                 async with Redis.from_url(url) as client:
                     assert await client.ping()
-            async with Redis(unix_socket_path=str(server.socket)) as stranger:
+            async with Redis(unix_socket_path=str(server.socket), retry=NO_RETRY) as stranger:
                 with pytest.raises(RedisError, match=r"[Aa]uthenticat"):
                     await stranger.ping()
 
