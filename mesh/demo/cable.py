@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -42,7 +44,7 @@ class Cable:
         """Drops every connection without a goodbye, and each new one, until `mend`."""
         self._is_cut = True
         for writer in self._writers:
-            writer.transport.abort()
+            _reset(writer)
 
     def mend(self) -> None:
         """Lets new connections through again."""
@@ -50,7 +52,7 @@ class Cable:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:
-            writer.transport.abort()
+            _reset(writer)
             return
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
@@ -79,6 +81,14 @@ class Cable:
                 task.cancel()
             far_writer.transport.abort()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Drops a connection with a TCP reset, so that the peer sees no orderly end."""
+    with contextlib.suppress(OSError):
+        linger_no_time = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_no_time)
+    writer.transport.abort()
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

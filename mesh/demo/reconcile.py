@@ -74,12 +74,13 @@ class SubscriberBook:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All books. log and archive are by master, in their own order."""
+    """All books. log, archive and the stored snapshots are by master."""
 
     masters: list[MasterBook]
     log: Mapping[int, list[LoggedSignal]]
     log_gaps: Mapping[int, list[ToldGap]]
     archive: Mapping[int, list[LoggedSignal]]
+    snapshots: Mapping[int, snapshot_pb2.Snapshot | None]
     subscribers: list[SubscriberBook]
     ledger_balanced: bool
 
@@ -134,6 +135,9 @@ def _compare_master(master: MasterBook, evidence: Evidence, found: Reconciliatio
     _same_signals(master, "archive", archived, found)
     if (held := replay(entry.signal for entry in logged)) != Holdings.of_snapshot(master.account):
         found.differ(f"{master.name}: its account and the log disagree on what is open: {held}")
+    stored = evidence.snapshots.get(master.master_id)
+    if stored is None or Holdings.of_snapshot(stored) != Holdings.of_snapshot(master.account):
+        found.differ(f"{master.name}: the stored snapshot is not its account")
 
 
 def _same_signals(master: MasterBook, store: str, entries: list[LoggedSignal], found: Reconciliation) -> None:

@@ -15,7 +15,7 @@ from typing import cast
 import asyncpg
 import redis.asyncio
 
-from execution.common.v1 import signal_pb2
+from execution.common.v1 import signal_pb2, snapshot_pb2
 from execution.ingest.v1 import log_pb2
 from mesh.demo.reconcile import LoggedSignal, ToldGap
 from services.common import stream
@@ -89,6 +89,11 @@ class Stores:
     async def archived_count(self, master_ids: list[int]) -> int:
         """How many signals of these masters the archive holds."""
         return int(await self._database.fetchval(_ARCHIVED, master_ids))
+
+    async def stored_snapshot(self, master_id: int) -> snapshot_pb2.Snapshot | None:
+        """The latest snapshot that the front door stored of a master."""
+        data = await self._log.hget(stream.snapshots_name(), str(master_id))
+        return None if data is None else snapshot_pb2.Snapshot.FromString(cast("bytes", data))
 
     async def is_balanced(self) -> bool:
         """Whether there are journals and each of them sums to zero per asset."""

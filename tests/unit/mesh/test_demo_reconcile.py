@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from execution.common.v1 import position_pb2, signal_pb2
+from execution.common.v1 import position_pb2, signal_pb2, snapshot_pb2
 from mesh.demo import prices
 from mesh.demo.reconcile import (
     Evidence,
@@ -55,7 +55,15 @@ def sound_evidence(*, refuse: bool = False, withhold: bool = False) -> Evidence:
         declared_gaps=frozenset(),
         account=trader.account.snapshot(MASTER, len(log)),
     )
-    return Evidence([master], {MASTER: log}, {}, {MASTER: list(log)}, [subscriber], ledger_balanced=True)
+    return Evidence(
+        [master],
+        {MASTER: log},
+        {},
+        {MASTER: list(log)},
+        {MASTER: master.account},
+        [subscriber],
+        ledger_balanced=True,
+    )
 
 
 def with_subscriber(evidence: Evidence, **changes: object) -> Evidence:
@@ -139,6 +147,10 @@ def hold_what_is_closed(evidence: Evidence) -> Evidence:
     return with_subscriber(evidence, holdings={MASTER: more})
 
 
+def store_an_old_snapshot(evidence: Evidence) -> Evidence:
+    return dataclasses.replace(evidence, snapshots={MASTER: snapshot_pb2.Snapshot()})
+
+
 def unbalance(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, ledger_balanced=False)
 
@@ -158,6 +170,7 @@ def unbalance(evidence: Evidence) -> Evidence:
         (withhold_without_a_pause, "unexplained_gaps"),
         (withhold_a_close, "unexplained_gaps"),
         (hold_what_is_closed, "mismatched_positions"),
+        (store_an_old_snapshot, None),
         (unbalance, None),
     ],
 )
