@@ -24,7 +24,6 @@ from mesh.errors import ConfigurationError, MeshError
 from mesh.ports import port_block
 from mesh.process import process_exists, wait_until_gone
 
-
 NO_RETRY = Retry(NoBackoff(), 0)
 
 
