@@ -268,14 +268,31 @@ HOLDER = """
 import asyncio, sys
 from pathlib import Path
 from mesh.embedded import postgres, redis
+from mesh.process import run_until_signalled
 
 async def main():
     async with postgres(Path(sys.argv[1], "postgres")) as database, redis(Path(sys.argv[1], "redis")) as cache:
         print(database.pid, cache.pid, database.run_folder, cache.run_folder, flush=True)
         await asyncio.sleep(3600)
 
-asyncio.run(main())
+run_until_signalled(main())
 """
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signalled_parent_stops_both_cleanly(data_folder: Path, number: signal.Signals) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-P", "-c", HOLDER, str(data_folder)], stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        database_pid, cache_pid, *run_folders = holder.stdout.readline().split()
+        holder.send_signal(number)
+    assert holder.returncode == 128 + number
+    assert not process_exists(int(database_pid))
+    assert not process_exists(int(cache_pid))
+    assert not any(Path(folder).exists() for folder in run_folders)
+    assert not (data_folder / "postgres" / "cluster" / "postmaster.pid").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell a child that its parent died")
