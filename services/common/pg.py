@@ -14,6 +14,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.common import tasks
 from services.common.backoff import Backoff
 from services.common.errors import (
     AbortedError,
@@ -272,6 +273,8 @@ def translating() -> Iterator[None]:
         classified = classify(error)
         if classified is None:
             raise
+        if tasks.is_being_cancelled():
+            raise asyncio.CancelledError from error
         FAILURES.labels(classified.reason).inc()
         raise classified from error
 

@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import grpc
@@ -68,7 +68,7 @@ class Server:
     port: int
     health: health.aio.HealthServicer
     services: tuple[str, ...]
-    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: asyncio.Event
 
     async def set_serving(self, service: str, serving: bool) -> None:
         """Sets what grpc.health.v1 says about one service, or about the whole process ('').
@@ -105,13 +105,15 @@ async def serving(
     *,
     authorizer: auth.Authorizer,
     serving_at_once: bool = True,
+    draining: asyncio.Event | None = None,
 ) -> AsyncIterator[Server]:
     """Serves the registrations on `settings.grpc_bind_address` until the block ends.
 
     Adds grpc.health.v1 (the process as '' and each service by name) and reflection, both open to all. With
-    `serving_at_once` false the services stay NOT_SERVING until `set_serving`; the process serves all the same,
-    or a liveness probe would kill it while it waits for a peer. At the end health turns NOT_SERVING, `draining`
-    is set, new calls are refused, running ones have `settings.drain_grace_seconds`, then they are cancelled.
+    `serving_at_once` false the services stay NOT_SERVING until `set_serving`; the process serves all the
+    same, or a liveness probe would kill it while it waits for a peer. At the end health turns NOT_SERVING,
+    `draining` (pass one to share it with servicers) is set, new calls are refused, running ones have
+    `settings.drain_grace_seconds`, then they are cancelled.
 
     Raises:
         ConfigurationError: the address is in use or cannot be bound, or a certificate cannot be read.
@@ -136,7 +138,8 @@ async def serving(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
     reflection.enable_server_reflection((*methods, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server)
-    server = Server(grpc_server, _bind(grpc_server, settings), health_servicer, tuple(methods))
+    port = _bind(grpc_server, settings)
+    server = Server(grpc_server, port, health_servicer, tuple(methods), draining or asyncio.Event())
     await server.set_all_serving(serving_at_once)
     await server.set_serving("", True)
     await grpc_server.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +16,7 @@ from redis.asyncio.connection import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from services.common import tasks
 from services.common.errors import ConfigurationError, ServiceError, UnavailableError
 from services.common.settings import ServiceSettings, require_secret
 
@@ -150,6 +152,8 @@ def translating() -> Iterator[None]:
         classified = classify(error)
         if classified is None:
             raise
+        if tasks.is_being_cancelled():
+            raise asyncio.CancelledError from error
         FAILURES.labels(classified.reason).inc()
         raise classified from error
 

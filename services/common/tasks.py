@@ -1,4 +1,4 @@
-"""Background tasks that live exactly as long as a block; it schedules nothing by time."""
+"""Tasks and their cancellation; it schedules nothing by time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+
+
+def is_being_cancelled() -> bool:
+    """Whether somebody asked the current task to end and it has not yet.
+
+    Cleaning up after a cancellation may fail, and that failure then hides the cancellation: whoever turns
+    failures into others must look here first, or a task that treats the failure as a passing one never ends.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 @asynccontextmanager

@@ -154,6 +154,13 @@ async def test_a_server_restart_costs_idempotent_calls_nothing_while_another_ser
             assert await call(channel, "UnaryUnary") == [b"hello:service:"]
 
 
+async def test_connections_that_reach_their_age_are_replaced_without_failures() -> None:
+    async with calling_example(grpc_connection_age_seconds_max=0.1) as (_, channel):
+        for _ in range(100):
+            assert await call(channel, "UnaryUnary") == [b"hello:service:"]
+            await asyncio.sleep(0.005)
+
+
 @pytest.fixture
 def authority() -> trustme.CA:
     return trustme.CA()

@@ -184,6 +184,34 @@ async def test_cancelled_callers_give_their_connections_back(empty_database: str
         assert await pool.fetchval("select 1") == 1
 
 
+async def test_a_cancellation_is_not_hidden_by_the_connection_that_dies_with_it(pool: pg.Pool) -> None:
+    held = asyncio.Event()
+
+    async def work() -> None:
+        async with pool.transaction() as connection:
+            process = await connection.fetchval("select pg_backend_pid()")
+            await pool.execute("select pg_terminate_backend($1)", process)
+            held.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await held.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_time_out_of_the_caller_stays_one_when_the_connection_dies(pool: pg.Pool) -> None:
+    async def work() -> None:
+        async with asyncio.timeout(0.2), pool.transaction() as connection:
+            process = await connection.fetchval("select pg_backend_pid()")
+            await pool.execute("select pg_terminate_backend($1)", process)
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await work()
+
+
 async def test_the_role_survives_the_reset_between_uses(empty_database: str) -> None:
     role = "common_example_role"
     async with pg.pool(empty_database) as owner:
