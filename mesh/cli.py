@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from mesh import __version__
-from mesh.commands import check, gen, lock, test
+from mesh.commands import admin, check, demo, gen, lock, status, test, up
 from mesh.errors import MeshError
 
+RUN = "Run"
 DEVELOP = "Develop"
 
 app = typer.Typer(
@@ -29,6 +30,10 @@ app = typer.Typer(
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
+app.command(rich_help_panel=RUN)(demo.demo)
+app.command(rich_help_panel=RUN)(up.up)
+app.command(rich_help_panel=RUN)(status.status)
+app.add_typer(admin.admin, rich_help_panel=RUN)
 app.command(rich_help_panel=DEVELOP, context_settings=PASS_THROUGH)(test.test)
 app.command(rich_help_panel=DEVELOP)(check.check)
 app.command(rich_help_panel=DEVELOP)(gen.gen)
