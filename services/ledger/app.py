@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from execution.ledger.v1 import (
+    archive_service_pb2_grpc,
     billing_service_pb2_grpc,
     license_service_pb2_grpc,
     master_service_pb2_grpc,
@@ -19,15 +20,20 @@ from execution.ledger.v1 import (
 from services.common import admin, migrations, pg, rpc, stream, tasks
 from services.common.auth import PrincipalKind
 from services.common.settings import require_secret
+from services.ledger.consumer import Archiver
 from services.ledger.housekeeping import Housekeeper
 from services.ledger.leadership import Duty, lead
+from services.ledger.log import Log
 from services.ledger.publisher import EventPublisher
+from services.ledger.servicer.archive import ArchiveServicer
 from services.ledger.servicer.billing import BillingServicer
 from services.ledger.servicer.licenses import LicenseServicer
 from services.ledger.servicer.masters import MasterServicer
 from services.ledger.servicer.subscriptions import SubscriptionServicer
 from services.ledger.servicer.users import UserServicer
 from services.ledger.settings import LedgerSettings
+from services.ledger.store.archive_reading import ArchiveReader
+from services.ledger.store.archive_writing import ArchiveWriter
 from services.ledger.store.billing import BillingStore
 from services.ledger.store.licenses import LicenseStore
 from services.ledger.store.masters import MasterStore
@@ -71,13 +77,17 @@ async def running(settings: LedgerSettings) -> AsyncIterator[Running]:
         ) as ops,
         _duties(settings, pool, redis, ops.readiness),
         rpc.serving(
-            settings, _registrations(settings, pool, sealer), authorizer=rpc.authorizer(settings, ALLOWED)
+            settings,
+            _registrations(settings, pool, sealer, Log(redis, shard=settings.log_shard)),
+            authorizer=rpc.authorizer(settings, ALLOWED),
         ) as server,
     ):
         yield Running(server.port, ops.port)
 
 
-def _registrations(settings: LedgerSettings, pool: pg.Pool, sealer: Sealer) -> list[rpc.Registration]:
+def _registrations(
+    settings: LedgerSettings, pool: pg.Pool, sealer: Sealer, log: Log
+) -> list[rpc.Registration]:
     return [
         rpc.registration(
             user_service_pb2_grpc.add_UserServiceServicer_to_server, UserServicer(UserStore(pool))
@@ -100,6 +110,10 @@ def _registrations(settings: LedgerSettings, pool: pg.Pool, sealer: Sealer) -> l
             billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
             BillingServicer(BillingStore(pool, accounts_max=settings.accounts_cached_max)),
         ),
+        rpc.registration(
+            archive_service_pb2_grpc.add_ArchiveServiceServicer_to_server,
+            ArchiveServicer(ArchiveReader(pool, page_rows=settings.archive_page_rows), log),
+        ),
     ]
 
 
@@ -110,15 +124,19 @@ async def _duties(
     """What one ledger at a time does beside answering calls. Its failures are logged and retried, never fatal."""
     publisher = EventPublisher(OutboxStore(pool), redis, settings)
     housekeeper = Housekeeper(UpkeepStore(pool), settings)
+    log = Log(redis, shard=settings.log_shard)
+    archiver = Archiver(log, ArchiveWriter(pool, log.name), settings)
     readiness.add("database", lambda: pool.is_up, gates=False)
     readiness.add("events", lambda: publisher.is_up, gates=False)
+    readiness.add("archive", lambda: archiver.is_up, gates=False)
 
     async def events(connection: pg.Connection) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(publisher.run(connection))
             group.create_task(housekeeper.run())
 
-    async with tasks.background(lead(pool, Duty.EVENTS, events)):
+    archiving = lead(pool, Duty.ARCHIVE, archiver.run, shard=settings.log_shard)
+    async with tasks.background(lead(pool, Duty.EVENTS, events), archiving):
         yield
 
 

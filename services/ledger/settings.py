@@ -37,6 +37,8 @@ class LedgerSettings(ServiceSettings):
     """How long one read waits for new entries; less than REDIS_TIMEOUT_SECONDS."""
     archive_claim_idle_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """Entries that another consumer took and left for so long are taken over."""
+    archive_rewind_interval_seconds: float = Field(default=600.0, gt=0)
+    """When positions are missing the log is read again from its beginning, at most this often."""
     archive_page_rows: int = Field(default=5_000, ge=1_000, le=100_000)
     """Rows that one query of ReadSignals fetches."""
     archive_days_ahead: int = Field(default=7, ge=1, le=365)

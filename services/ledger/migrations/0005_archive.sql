@@ -6,6 +6,7 @@ set local role ledger_owner;
 -- Zero, empty and absent values of a signal are stored as null. uint64 fields are stored in two's complement.
 create table ledger.signal_archive (
     received_at timestamptz not null,
+    archived_at timestamptz not null default now(),
     master_id bigint not null,
     epoch bigint not null,
     sequence bigint not null,
@@ -32,8 +33,9 @@ create table ledger.signal_archive (
     raw bytea
 ) partition by range (received_at);
 
--- Sequences that will never come, and starts of epochs. first_sequence to last_sequence are missing; for a start of an
--- epoch they are those lost of the former epoch, and (epoch, last_sequence) is where the new one begins.
+-- Sequences that will never come, and starts of epochs: first_sequence to last_sequence of previous_epoch are missing
+-- (none, when first_sequence is beyond last_sequence), and (epoch, last_sequence) is the position behind them. Only for a
+-- start of an epoch do the two epochs differ.
 create table ledger.signal_gaps (
     master_id bigint not null,
     epoch bigint not null,
