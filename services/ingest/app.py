@@ -11,7 +11,7 @@ from typing import Final
 from execution.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
 from services.common import admin, auth, rpc, stream, tasks, tls
 from services.ingest.authoriser import Authoriser
-from services.ingest.front_door import FrontDoor, listening
+from services.ingest.front_door import FrontDoor, certificates_for, listening
 from services.ingest.licenses import LicenseWatch
 from services.ingest.peer import Door
 from services.ingest.publisher import Publisher, publishing
@@ -42,6 +42,7 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
     Raises:
         ConfigurationError: an address is in use, a file is unreadable, plaintext is not allowed, a URL is wrong.
     """
+    certificates = certificates_for(settings)
     token = settings.service_token.get_secret_value()
     async with (
         stream.connect(settings) as client,
@@ -66,7 +67,7 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
             ) as admin_port,
             rpc.serving(settings, [servicer], authorizer=_authorizer(settings)) as server,
             tasks.background(watch.follow(), watch.recheck_regularly()),
-            listening(door) as front_door,
+            listening(door, certificates) as front_door,
         ):
             try:
                 yield Running(front_door.port, server.port, admin_port.port, front_door, publisher, door)

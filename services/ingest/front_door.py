@@ -15,9 +15,11 @@ from typing import Final, cast
 from execution.ingest.v1 import frames_pb2 as pb
 from services.common.clock import now_us
 from services.common.errors import ConfigurationError
-from services.ingest import metrics
+from services.ingest import certificates, metrics
+from services.ingest.certificates import Certificates
 from services.ingest.domain.frames import FrameDecoder, FrameError, encode_frames
 from services.ingest.peer import Door, Peer
+from services.ingest.settings import IngestSettings
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,9 @@ class Connections:
         self._strangers.discard(connection)
 
     def leave(self, connection: Connection, address: str) -> None:
-        """Counts a connection no more."""
+        """Counts a connection no more. Safe to repeat."""
+        if connection not in self.all:
+            return
         self.all.discard(connection)
         self._strangers.discard(connection)
         count = self._by_address.get(address, 0) - 1
@@ -77,9 +81,10 @@ class Connections:
 class Connection(asyncio.Protocol):
     """One TCP connection: bytes to frames and back, with its bounds."""
 
-    def __init__(self, door: Door, connections: Connections) -> None:
+    def __init__(self, door: Door, connections: Connections, certificates: Certificates | None) -> None:
         self._door = door
         self._connections = connections
+        self._certificates = certificates
         self._decoder = FrameDecoder(door.settings.frame_bytes_max)
         self._transport: asyncio.Transport | None = None
         self._address = ""
@@ -104,14 +109,48 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there; too many are told so and closed."""
         # uvloop's transports are no subclasses of it.
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=self._door.settings.output_bytes_max // 4)
-        name = self._transport.get_extra_info("peername")
+        plain = cast(asyncio.Transport, transport)
+        name = plain.get_extra_info("peername")
         self._address = str(name[0]) if name else "?"
         self.peer_address = f"{name[0]}:{name[1]}" if name else "?"
         limit = self._connections.enter(self, self._address)
         if limit is not None:
             metrics.CUT.labels(limit).inc()
+        if self._certificates is None:
+            self._begin(plain, limit)
+        elif limit is not None:
+            # It is not worth a handshake to say so.
+            plain.abort()
+        else:
+            plain.pause_reading()
+            self._door.start(self._secure(plain, self._certificates.context()), f"TLS of {self._address}")
+
+    async def _secure(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
+        """TLS on an accepted connection: here and not in the listener, so that handshakes are counted and bounded."""
+        loop = asyncio.get_running_loop()
+        try:
+            secured = await loop.start_tls(
+                transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._door.settings.unauthenticated_seconds_max,
+                ssl_shutdown_timeout=self._door.settings.linger_seconds,
+            )
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is one
+            metrics.CUT.labels("tls").inc()
+            _log.debug("TLS handshake with %s failed: %s", self.peer_address, error)
+            secured = None
+        if secured is None or self._door.is_draining:
+            transport.abort()
+            self._leave()
+            return
+        self._begin(secured, None)
+
+    def _begin(self, transport: asyncio.Transport, limit: str | None) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(high=self._door.settings.output_bytes_max // 4)
+        if limit is not None:
             self._peer.end(pb.REJECT_CODE_TOO_MANY_CONNECTIONS, f"too many connections ({limit})")
 
     def data_received(self, data: bytes) -> None:
@@ -137,6 +176,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        self._leave()
+
+    def _leave(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
         self._is_closing = True
@@ -304,28 +346,20 @@ class FrontDoor:
 
 
 @asynccontextmanager
-async def listening(door: Door) -> AsyncIterator[FrontDoor]:
+async def listening(door: Door, served: Certificates | None) -> AsyncIterator[FrontDoor]:
     """Listens on BIND_ADDRESS until the block ends, then drains.
 
     Raises:
-        ConfigurationError: the address cannot be bound, plaintext is not allowed there, or a certificate is unreadable.
+        ConfigurationError: the address cannot be bound.
     """
     settings = door.settings
-    context = _tls_context(door)
-    if context is None and not (settings.bind_address.is_loopback or settings.allow_plaintext):
-        raise ConfigurationError(
-            f"masters would send their signals in plaintext to {settings.bind_address}",
-            where="TLS_CERTIFICATE_FILE",
-            do="set it and TLS_KEY_FILE, bind to 127.0.0.1, or allow it with ALLOW_PLAINTEXT=true",
-        )
     connections = Connections(door)
     try:
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(door, connections),
+            lambda: Connection(door, connections, served),
             settings.bind_address.host,
             settings.bind_address.port,
             family=socket.AF_INET6 if ":" in settings.bind_address.host else socket.AF_INET,
-            ssl=context,
             backlog=settings.listen_backlog,
         )
     except OSError as error:
@@ -345,21 +379,17 @@ async def listening(door: Door) -> AsyncIterator[FrontDoor]:
         await asyncio.gather(ticking, return_exceptions=True)
 
 
-def _tls_context(door: Door) -> ssl.SSLContext | None:
-    settings = door.settings
-    if settings.tls_certificate_file is None or settings.tls_key_file is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
-        if settings.tls_client_ca_file is not None:
-            context.load_verify_locations(settings.tls_client_ca_file)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
+def certificates_for(settings: IngestSettings) -> Certificates | None:
+    """The certificates to serve with, or None where plaintext is allowed.
+
+    Raises:
+        ConfigurationError: plaintext is not allowed on that address, or a certificate cannot be used.
+    """
+    found = certificates.of_settings(settings)
+    if found is None and not (settings.bind_address.is_loopback or settings.allow_plaintext):
         raise ConfigurationError(
-            f"cannot use {settings.tls_certificate_file}: {error.strerror or 'not a certificate and key'}",
+            f"masters would send their signals in plaintext to {settings.bind_address}",
             where="TLS_CERTIFICATE_FILE",
-            do="check the TLS_..._FILE settings",
-        ) from error
-    return context
+            do="set it and TLS_KEY_FILE, bind to 127.0.0.1, or allow it with ALLOW_PLAINTEXT=true",
+        )
+    return found

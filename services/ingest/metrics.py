@@ -88,6 +88,7 @@ CUT_REASONS: Final = (
     "slow_reader",
     "master",
     "streams",
+    "tls",
 )
 _rejections: Final = {
     code: REJECTIONS.labels(name.removeprefix(_REJECT_PREFIX)) for name, code in pb.RejectCode.items() if code

@@ -28,7 +28,8 @@ from services.ingest.domain.values import (
     OpenLog,
     StoreSnapshot,
 )
-from services.ingest.publisher import Lane, Publisher
+from services.ingest.lanes import Lane
+from services.ingest.publisher import Publisher
 from services.ingest.sessions import Sessions
 from services.ingest.settings import IngestSettings
 

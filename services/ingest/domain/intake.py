@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -11,21 +11,13 @@ from execution.common.v1 import position_pb2
 from execution.common.v1.signal_pb2 import Signal
 from execution.common.v1.snapshot_pb2 import Snapshot
 from execution.ingest.v1 import frames_pb2 as pb
+from services.ingest.domain.batches import BatchRules, fault_of, head_of, tail_of
 from services.ingest.domain.frames import ack_payload, varint
 from services.ingest.domain.log_format import RunEncoder
 from services.ingest.domain.mac import MacKey, SessionKeys
 from services.ingest.domain.outbox import RETRYABLE, Outbox
 from services.ingest.domain.rate import TokenBucket
-from services.ingest.domain.rules import (
-    CLOSES,
-    SEQUENCE_MAX,
-    TIME_US_MAX,
-    Problem,
-    is_note,
-    is_printable,
-    problem_of,
-    snapshot_problem,
-)
+from services.ingest.domain.rules import SEQUENCE_MAX, Problem, is_note, snapshot_problem
 from services.ingest.domain.values import (
     NO_DIGEST,
     AppendResult,
@@ -36,7 +28,6 @@ from services.ingest.domain.values import (
     digest_of,
 )
 
-TRACEPARENT_BYTES_MAX: Final = 64
 NOTE_BYTES_MAX: Final = 128
 _GAP_REASONS: Final = frozenset({position_pb2.GAP_REASON_REJECTED, position_pb2.GAP_REASON_MASTER_LOST})
 
@@ -65,10 +56,9 @@ class Intake:
         self._limits = limits
         self._outbox = outbox
         self._keys = keys
-        self._bucket = bucket
+        self._batches = BatchRules(signal_age_ms_max, bucket)
         self._snapshots = TokenBucket(1 / limits.snapshot_seconds_min, limits.snapshot_burst, now_seconds)
         self._master_id = master_id
-        self._age_us_max = signal_age_ms_max * 1_000
         self._encoder = RunEncoder(
             master_id=master_id, epoch=head.epoch, session_epoch=head.session_epoch, key_id=key_id
         )
@@ -112,18 +102,20 @@ class Intake:
             return
         first, count = batch.first_sequence, len(batch.signals)
         last = first + count - 1
-        if not self._is_well_formed(batch, first, last, count):
+        fault = fault_of(batch, self._limits.batch_signals_max)
+        if fault is not None:
+            self._malformed(fault)
             return
         if first != self.expected or self._blocks(first, last):
             if not self._comes_partly_next(batch, first, last):
                 return
-            batch = _tail_of(batch, self.expected - first)
+            batch = tail_of(batch, self.expected - first)
             body, first = batch.SerializeToString(), self.expected
-        taken, refusal = self._check(batch, now_us, now_seconds)
+        taken, refusal = self._batches.check(batch, now_us, now_seconds)
         if taken:
             if first + taken - 1 < last:
                 last = first + taken - 1
-                body = _head_of(batch, taken).SerializeToString()
+                body = head_of(batch, taken).SerializeToString()
             data = self._encoder.signals(first, last, varint(now_us), body)
             self._take(Run(first, last, data, batch.signals[taken - 1], now_seconds))
             self._signals_under_way += taken
@@ -258,20 +250,6 @@ class Intake:
         self._outbox.reject(pb.REJECT_CODE_BAD_MAC, "the MAC does not fit the body", expected=self.expected)
         return False
 
-    def _is_well_formed(self, batch: pb.SignalBatch, first: int, last: int, count: int) -> bool:
-        limits = self._limits
-        if not 0 < count <= limits.batch_signals_max:
-            self._malformed(f"a batch has 1 to {limits.batch_signals_max} signals, not {count}")
-        elif not first or last > SEQUENCE_MAX:
-            self._malformed("first_sequence must be 1 to 2^53 - 1")
-        elif not 0 < batch.sent_at_us <= TIME_US_MAX:
-            self._malformed("sent_at_us is required, in microseconds since 1970")
-        elif not is_printable(batch.traceparent, TRACEPARENT_BYTES_MAX):
-            self._malformed(f"traceparent must be at most {TRACEPARENT_BYTES_MAX} printable characters")
-        else:
-            return True
-        return False
-
     def _blocks(self, first: int, last: int) -> bool:
         """Whether something other than its signals keeps a batch that comes next from being taken."""
         return (
@@ -324,36 +302,6 @@ class Intake:
         self._outbox.duplicates += len(batch.signals)
         # What is still under way will be acknowledged when it is durable.
         self._ack_due = True
-
-    def _check(self, batch: pb.SignalBatch, now_us: int, now_seconds: float) -> tuple[int, _Refusal | None]:
-        """How many of the signals can be taken, counted from the first, and what is wrong with the one behind."""
-        oldest_us = now_us - self._age_us_max
-        taken, limited = len(batch.signals), 0
-        refusal = None
-        for index, signal in enumerate(batch.signals):
-            problem = problem_of(signal)
-            if problem is not None:
-                message = f"{problem.field} {problem.message}"
-                taken, refusal = index, _Refusal(pb.REJECT_CODE_INVALID_SIGNAL, message, problem.field)
-                break
-            if signal.kind not in CLOSES:
-                if signal.occurred_at_us < oldest_us:
-                    taken, refusal = index, self._stale(now_us - signal.occurred_at_us)
-                    break
-                limited += 1
-        allowed = self._bucket.take(limited, now_seconds)
-        if allowed < limited:
-            taken = _index_of_limited(batch, allowed)
-            refusal = self._rate_limited()
-        return taken, refusal
-
-    def _stale(self, age_us: int) -> _Refusal:
-        message = f"the signal is {age_us // 1_000} ms old, at most {self._age_us_max // 1_000} ms are taken"
-        return _Refusal(pb.REJECT_CODE_STALE, message)
-
-    def _rate_limited(self) -> _Refusal:
-        wait_ms = int(self._bucket.seconds_until_next() * 1_000) + 1
-        return _Refusal(pb.REJECT_CODE_RATE_LIMITED, "too many signals a second", "", wait_ms)
 
     def _snapshot_problem(self, snapshot: Snapshot) -> Problem | None:
         if snapshot.master_id != self._master_id:
@@ -437,40 +385,3 @@ class Intake:
             field=field,
             retry_after_ms=retry_after_ms,
         )
-
-
-class _Refusal(NamedTuple):
-    """Why a batch was not taken whole."""
-
-    code: pb.RejectCode.ValueType
-    message: str
-    field: str = ""
-    retry_after_ms: int = 0
-
-
-def _index_of_limited(batch: pb.SignalBatch, allowed: int) -> int:
-    """Index of the first signal that the rate limit refuses when `allowed` of the limited ones pass."""
-    seen = 0
-    for index, signal in enumerate(batch.signals):
-        if signal.kind not in CLOSES:
-            if seen == allowed:
-                return index
-            seen += 1
-    return len(batch.signals)
-
-
-def _head_of(batch: pb.SignalBatch, count: int) -> pb.SignalBatch:
-    """The batch without what comes behind its first `count` signals."""
-    head = pb.SignalBatch()
-    head.CopyFrom(batch)
-    del head.signals[count:]
-    return head
-
-
-def _tail_of(batch: pb.SignalBatch, skip: int) -> pb.SignalBatch:
-    """The batch without its first `skip` signals."""
-    tail = pb.SignalBatch()
-    tail.CopyFrom(batch)
-    del tail.signals[:skip]
-    tail.first_sequence += skip
-    return tail

@@ -1,0 +1,90 @@
+"""The front door's TLS: one context whose certificate is read again when its files change; it opens no sockets."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from pathlib import Path
+from typing import Final
+
+from services.common import tls
+from services.common.errors import ConfigurationError
+from services.common.settings import ServiceSettings
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 1.0
+_Stamp = tuple[tuple[int, int] | None, ...]
+
+
+class Certificates:
+    """Gives each new connection a context with the files as they are now. A broken new file leaves the old in use."""
+
+    def __init__(self, files: tls.ServerFiles) -> None:
+        """
+        Raises:
+            ConfigurationError: a file cannot be used.
+        """
+        self._files = files
+        self._stamp = self._stamp_of_files()
+        self._looked_at = time.monotonic()
+        self._context = self._load()
+
+    def context(self) -> ssl.SSLContext:
+        """The context for a connection that begins now."""
+        now_seconds = time.monotonic()
+        if now_seconds - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now_seconds
+            self._reload_if_changed()
+        return self._context
+
+    def _reload_if_changed(self) -> None:
+        stamp = self._stamp_of_files()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._context = self._load()
+        except ConfigurationError as error:
+            _log.error("certificate not reloaded, the old one stays in use: %s", error.message)
+            return
+        _log.info("certificate reloaded from %s", self._files.certificate)
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self._files.certificate, self._files.key)
+            if self._files.client_ca is not None:
+                context.load_verify_locations(self._files.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigurationError(
+                f"cannot use {self._files.certificate}: {error.strerror or 'certificate and key do not fit'}",
+                where="TLS_CERTIFICATE_FILE",
+                do="check the TLS_..._FILE settings",
+            ) from error
+        return context
+
+    def _stamp_of_files(self) -> _Stamp:
+        paths = (self._files.certificate, self._files.key, self._files.client_ca)
+        return tuple(None if path is None else _stamp(path) for path in paths)
+
+
+def of_settings(settings: ServiceSettings) -> Certificates | None:
+    """The certificates that the settings name, or None for plaintext.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+    """
+    files = tls.server_files(settings)
+    return None if files is None else Certificates(files)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
