@@ -29,6 +29,11 @@ class Cable:
             raise RuntimeError("the cable is not open")
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it refuses everything now."""
+        return self._is_cut
+
     async def open(self) -> None:
         """Begins to listen on a free port of the loopback."""
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ecp_client.copying import Action
+from ecp_client.copying import Action, Reason
 from ecp_client.subscriber.journal import read_journal
 from ecp_client.subscriber.journal_format import EntryType
 from execution.common.v1 import signal_pb2, snapshot_pb2
@@ -21,6 +21,8 @@ from mesh.errors import MeshError
 
 ARCHIVE_SECONDS_MAX = 120.0
 ARCHIVE_POLL_SECONDS = 0.2
+# Any other reason to skip an opening, such as signals missing, must not occur; it shows as a mismatched position.
+PROTECTIONS = frozenset({Reason.SLIPPAGE, Reason.LATENCY, Reason.NOT_HELD, Reason.VOLUME_MIN})
 OPENING = frozenset(
     {signal_pb2.SIGNAL_KIND_OPEN, signal_pb2.SIGNAL_KIND_PENDING_PLACE, signal_pb2.SIGNAL_KIND_PENDING_FILL}
 )
@@ -86,7 +88,7 @@ def _subscriber_book(folder: Path, subscriber: SubscriberCredentials, was_paused
         at: Position = (entry.position.epoch, entry.position.sequence)
         if entry.entry_type is EntryType.SIGNAL:
             received[entry.master_id].append(at)
-            if entry.action == Action.SKIP and entry.kind in OPENING:
+            if entry.action == Action.SKIP and entry.kind in OPENING and entry.reason in PROTECTIONS:
                 refused[entry.master_id].add(at)
         elif entry.entry_type is EntryType.GAP:
             after = (entry.previous.epoch, entry.previous.sequence + 1)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from execution.common.v1 import position_pb2, signal_pb2, snapshot_pb2
-from mesh.demo.replay import Holdings, replay
+from mesh.demo.replay import Holdings, follow, replay
 
 DIFFERENCES_SHOWN_MAX = 100
 NEVER_WITHHELD = frozenset(
@@ -215,9 +215,11 @@ def _compare_holdings(
     withheld: frozenset[Position],
     found: Reconciliation,
 ) -> None:
-    not_copied = withheld | subscriber.refused.get(master.master_id, frozenset())
-    copied = (entry.signal for entry in logged if entry.position not in not_copied)
-    wanted = replay(copied) if not_copied else Holdings.of_snapshot(master.account)
+    refused = subscriber.refused.get(master.master_id, frozenset())
+    steps = (
+        (entry.signal, entry.position not in refused) for entry in logged if entry.position not in withheld
+    )
+    wanted = follow(steps) if refused or withheld else Holdings.of_snapshot(master.account)
     wanted = wanted.scaled(subscriber.volume_percent)
     held = subscriber.holdings[master.master_id]
     found.compared_positions += len(wanted.positions)

@@ -66,6 +66,22 @@ def replay(signals: Iterable[signal_pb2.Signal]) -> Holdings:
     return holdings
 
 
+def follow(steps: Iterable[tuple[signal_pb2.Signal, bool]]) -> Holdings:
+    """What a subscriber holds who received these signals and copied those that are marked, before its settings.
+
+    A close-by is settled against the master's two positions as far as the subscriber knows them.
+    """
+    mirror, account = Holdings(), Holdings()
+    for signal, copied in steps:
+        _apply(signal, mirror)
+        if signal.kind == signal_pb2.SIGNAL_KIND_CLOSE_BY:
+            for ticket in (signal.position_id, signal.opposite_position_id):
+                _reduce(account.positions, ticket, mirror.positions.get(ticket, (0, 0))[1])
+        elif copied:
+            _apply(signal, account)
+    return account
+
+
 def _apply(signal: signal_pb2.Signal, holdings: Holdings) -> None:
     positions, orders = holdings.positions, holdings.orders
     match signal.kind:
@@ -87,8 +103,8 @@ def _apply(signal: signal_pb2.Signal, holdings: Holdings) -> None:
 
 
 def _reduce(positions: dict[int, Held], ticket: int, remaining: int) -> None:
-    if ticket in positions:
-        side, volume = positions[ticket]
+    side, volume = positions.pop(ticket, (0, 0))
+    if volume and remaining:
         positions[ticket] = (side, min(volume, remaining))
 
 

@@ -19,7 +19,7 @@ from mesh.demo.reconcile import (
     ToldGap,
     reconcile,
 )
-from mesh.demo.replay import Holdings, replay
+from mesh.demo.replay import Holdings, follow
 from mesh.demo.stores import digest_of
 from mesh.demo.strategies import MeanReversion
 
@@ -37,7 +37,7 @@ def sound_evidence(*, refuse: bool = False, withhold: bool = False) -> Evidence:
     openings = [entry.position for entry in log if entry.signal.kind == signal_pb2.SIGNAL_KIND_OPEN]
     refused = frozenset(openings[-3:-2]) if refuse else frozenset()
     withheld = openings[-2:-1] if withhold else []
-    copied = [e.signal for e in log if e.position not in refused and e.position not in withheld]
+    steps = [(e.signal, e.position not in refused) for e in log if e.position not in withheld]
     subscriber = SubscriberBook(
         name="follower",
         user_id="u",
@@ -46,7 +46,7 @@ def sound_evidence(*, refuse: bool = False, withhold: bool = False) -> Evidence:
         received={MASTER: [entry.position for entry in log if entry.position not in withheld]},
         refused={MASTER: refused},
         gaps=[ToldGap(MASTER, at, at, position_pb2.GAP_REASON_WITHHELD) for at in withheld],
-        holdings={MASTER: replay(copied).scaled(50)},
+        holdings={MASTER: follow(steps).scaled(50)},
     )
     master = MasterBook(
         master_id=MASTER,
