@@ -19,4 +19,6 @@ async def ledger() -> AsyncIterator[StandInLedger]:
 @pytest.fixture
 async def risk(fresh_database: str, ledger: StandInLedger) -> AsyncIterator[RiskClient]:
     async with risk_running(risk_settings(fresh_database, ledger.port)) as client:
+        # A new leader checks at once; after that only when it is told.
+        await client.until_first_check()
         yield client

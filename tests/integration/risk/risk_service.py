@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -53,6 +54,14 @@ class RiskClient:
 
     async def check(self) -> pb.RunCheckResponse:
         return await self.call("RunCheck", pb.RunCheckRequest())
+
+    async def until_first_check(self) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                status = await self.call("GetDetectorStatus", pb.GetDetectorStatusRequest())
+                if status.HasField("last_check_at"):
+                    return
+                await asyncio.sleep(0.01)
 
     async def trust(self, user_id: object) -> pb.Trust:
         return (await self.call("GetTrust", pb.GetTrustRequest(user_id=str(user_id)))).trust
