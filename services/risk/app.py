@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from execution.risk.v1 import risk_service_pb2_grpc as risk_grpc
-from services.common import admin, migrations, pg, rpc, tasks, tls
+from services.common import admin, migrations, pg, rpc, stream, tasks, tls
 from services.common.clock import Clock, SystemClock
 from services.common.settings import require_secret
 from services.risk.detector import Detector
@@ -17,6 +17,7 @@ from services.risk.detector_store import DetectorStore
 from services.risk.leadership import Leadership
 from services.risk.ledger import IDEMPOTENT, Ledger
 from services.risk.licenses import CacheRules, LicenseCache
+from services.risk.log_heads import LogHeads
 from services.risk.servicer import RULES, RiskServicer
 from services.risk.settings import RiskSettings
 from services.risk.store import RiskStore
@@ -50,6 +51,7 @@ async def running(settings: RiskSettings, *, clock: Clock | None = None) -> Asyn
     clock = clock or SystemClock()
     url = require_secret(settings.database_url, "DATABASE_URL")
     async with (
+        AsyncExitStack() as parts,
         pg.pool(settings, name="risk") as pool,
         rpc.channel(
             settings.ledger_address,
@@ -60,6 +62,9 @@ async def running(settings: RiskSettings, *, clock: Clock | None = None) -> Asyn
         ) as channel,
     ):
         ledger = Ledger(channel)
+        redis = None
+        if settings.redis_url is not None:
+            redis = await parts.enter_async_context(stream.connect(settings))
         store = RiskStore(
             pool,
             outcome_age_days_max=settings.outcome_age_days_max,
@@ -76,6 +81,7 @@ async def running(settings: RiskSettings, *, clock: Clock | None = None) -> Asyn
             detector=detector,
             leadership=leadership,
             licenses=LicenseCache(ledger.authenticate, rules=_cache_rules(settings), clock=clock),
+            heads=LogHeads(redis, masters_max=settings.masters_cached_max),
             clock=clock,
         )
         readiness = admin.Readiness()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -34,6 +34,23 @@ class NewOutcomes:
 
     def __len__(self) -> int:
         return len(self.event_keys)
+
+    def remove(self, indexes: Sequence[int]) -> None:
+        """Takes the outcomes at these indexes, in ascending order, out of every column."""
+        for column in (
+            self.event_keys,
+            self.body_keys,
+            self.master_ids,
+            self.epochs,
+            self.sequences,
+            self.reasons,
+            self.prices_e8,
+            self.latencies_us,
+            self.occurred_at,
+            self.event_ids,
+        ):
+            for index in reversed(indexes):
+                del column[index]
 
 
 @dataclass(slots=True)

@@ -28,6 +28,10 @@ FENCING_TOKEN: Final = Gauge("risk_detector_fencing_token", "Token of this proce
 PENDING_BATCHES: Final = Gauge(
     "risk_pending_batches", "Batches of outcomes not folded yet when the last check began."
 )
+HEADS_UNREAD: Final = Counter(
+    "risk_log_heads_unread_total",
+    "Batches taken without comparing positions with the log, as Redis was away.",
+)
 LICENSES_CACHED: Final = Gauge("risk_licenses_cached", "Licenses in the cache.")
 
 SCORE_BOUNDS: Final = (10, 25, 50, 65, 80, 90, 99, 100)

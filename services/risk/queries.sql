@@ -76,7 +76,7 @@ with kept as (
     values (now(), $1::int, $2::int, $3::int, $4::int)
 )
 insert into risk.pending_batches (batch_id, user_no, reported_at, violations, master_ids, epochs, sequences)
-values (nextval('risk.outcome_batches'), $1, now(), $2::int + $3::int + $4::int, '{}', '{}', '{}')
+values (nextval('risk.outcome_batches'), $1, now(), $2::int + $3::int, '{}', '{}', '{}')
 
 -- name: ensure_chunks
 select risk.ensure_chunks($1::text::regclass, $2::date, $3::date, $4::int)
@@ -298,7 +298,7 @@ insert into risk.user_sums as u (user_no, violations)
 select
     v.user_no,
     sum(
-        (v.conflicts + v.doubled + v.unmatched)
+        (v.conflicts + v.doubled)
         * power(2.0::double precision, date_part('epoch', v.reported_at - $1::timestamptz) / $2::double precision)
     )
 from risk.integrity_violations v

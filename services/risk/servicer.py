@@ -18,6 +18,7 @@ from services.risk.domain.outcomes import REASON_NAMES, OutcomeLimits, Reason
 from services.risk.intake import Sorted, sort
 from services.risk.leadership import Leadership
 from services.risk.licenses import LicenseCache
+from services.risk.log_heads import LogHeads
 from services.risk.settings import RiskSettings
 from services.risk.store import RiskStore, Stored
 
@@ -27,6 +28,7 @@ RULES: Final = {
     f"{_SERVICE}/ReportOutcomes": {PrincipalKind.LICENSE},
     f"{_SERVICE}/OverrideTrust": {PrincipalKind.OPERATOR},
 }
+_UNMATCHED: Final = "the master has sent no such signal"
 _DOUBLED: Final = "this signal has an outcome already, under another event_id"
 
 
@@ -42,6 +44,7 @@ class RiskServicer(risk_grpc.RiskServiceServicer):
         detector: Detector,
         leadership: Leadership,
         licenses: LicenseCache,
+        heads: LogHeads,
         clock: Clock,
     ) -> None:
         self._outcomes_max = settings.outcomes_per_call_max
@@ -54,6 +57,7 @@ class RiskServicer(risk_grpc.RiskServiceServicer):
         self._detector = detector
         self._leadership = leadership
         self._licenses = licenses
+        self._heads = heads
         self._clock = clock
 
     async def ReportOutcomes(
@@ -66,13 +70,19 @@ class RiskServicer(risk_grpc.RiskServiceServicer):
         batch = sort(
             request.outcomes, masters=identity.masters, now_us=self._clock.now_us(), limits=self._limits
         )
+        unmatched = await self._heads.unknown(batch.outcomes)
+        batch.refused += [(batch.outcomes.event_ids[index], _UNMATCHED) for index in unmatched]
+        batch.outcomes.remove(unmatched)
         stored = Stored(0, 0, 0, ())
         if batch.outcomes:
             stored = await self._store.store_outcomes(identity.user_id, batch.outcomes)
         response = _response(batch, stored)
-        if response.conflicts or stored.doubled:
+        if response.conflicts or stored.doubled or unmatched:
             await self._store.store_violations(
-                identity.user_id, conflicts=response.conflicts, doubled=len(stored.doubled), unmatched=0
+                identity.user_id,
+                conflicts=response.conflicts,
+                doubled=len(stored.doubled),
+                unmatched=len(unmatched),
             )
         _count(batch, response)
         return response

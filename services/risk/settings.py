@@ -60,6 +60,9 @@ class RiskSettings(ServiceSettings):
     """How long a known license goes on while ledger does not answer."""
     user_cache_entries_max: int = Field(default=100_000, ge=1, le=10_000_000)
 
+    masters_cached_max: int = Field(default=100_000, ge=1, le=10_000_000)
+    """Masters whose last position is remembered. Positions are compared with the log where REDIS_URL is set."""
+
     outcome_retention_days: int = Field(default=30, ge=8, le=366)
     protection_log_retention_days: int = Field(default=30, ge=1, le=366)
     decision_retention_days: int = Field(default=400, ge=180, le=3_650)

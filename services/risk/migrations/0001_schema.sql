@@ -77,7 +77,9 @@ create table risk.protection_logs (
 ) partition by range (reported_at);
 create index protection_logs_user on risk.protection_logs (user_id, reported_at);
 
--- Reports that cannot be honest mistakes if they are many.
+-- Reports that contradict others (conflicts: an event with another body; doubled: a second event on a signal), which
+-- lower trust when they are many, and reports on signals that the log does not know (unmatched), which do not: after a
+-- failure of the log honest ones look the same.
 create table risk.integrity_violations (
     reported_at timestamptz not null,
     user_no int not null,
@@ -218,7 +220,7 @@ create function risk.ensure_chunks(relation regclass, first_day date, last_day d
 returns setof text
 language plpgsql
 security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
@@ -258,12 +260,15 @@ create function risk.drop_chunks(relation regclass, older_than interval)
 returns setof text
 language plpgsql
 security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
     chunk record;
 begin
+    if older_than < interval '1 day' then
+        raise exception 'drop_chunks: refusing to drop what is younger than a day';
+    end if;
     if not exists (
         select
         from pg_class c

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from execution.risk.v1 import risk_service_pb2 as pb
+from services.common import stream
 from tests.integration.risk.risk_service import RiskClient, outcome, risk_running, risk_settings
 from tests.integration.risk.stand_in_ledger import StandInLedger, standing_in
 
@@ -156,3 +157,55 @@ async def test_a_known_license_goes_on_while_ledger_is_away(risk: RiskClient, le
     await risk.report(user.token, outcome(1))
     ledger.is_away = True
     assert counts(await risk.report(user.token, outcome(2))) == (1, 0, 0, 0)
+
+
+@pytest.fixture
+async def risk_with_log(fresh_database: str, ledger: StandInLedger, redis_url: str):
+    async with risk_running(risk_settings(fresh_database, ledger.port, redis_url=redis_url)) as client:
+        yield client
+
+
+async def set_head(redis_url: str, master: int, epoch: int, sequence: int) -> None:
+    async with stream.connect(redis_url) as client:
+        await client.hset(stream.heads_name(), str(master), f"{epoch} {sequence} 1 - 0 0")
+
+
+async def test_a_signal_that_never_was_is_refused(
+    risk_with_log: RiskClient, ledger: StandInLedger, redis_url: str, database: asyncpg.Connection
+):
+    user = ledger.add_user()
+    await set_head(redis_url, 1, 2, 10)
+    response = await risk_with_log.report(
+        user.token,
+        outcome(10, epoch=2),
+        outcome(11, epoch=2),
+        outcome(1, epoch=3),
+        outcome(99, epoch=1),
+        outcome(1, master=2),
+    )
+    assert counts(response) == (2, 0, 0, 3)
+    assert {one.event_id for one in response.refused} == {"1-2-11", "1-3-1", "2-1-1"}
+    assert "no such signal" in response.refused[0].message
+    row = await database.fetchrow("select conflicts, doubled, unmatched from risk.integrity_violations")
+    assert tuple(row) == (0, 0, 3)
+    assert await database.fetchval("select violations from risk.pending_batches where sequences = '{}'") == 0
+
+    await set_head(redis_url, 1, 2, 11)
+    assert counts(await risk_with_log.report(user.token, outcome(11, epoch=2))) == (1, 0, 0, 0)
+
+
+async def test_a_log_that_came_back_with_less_makes_nobody_a_liar(
+    risk_with_log: RiskClient, ledger: StandInLedger, redis_url: str
+):
+    user = ledger.add_user()
+    await set_head(redis_url, 1, 1, 100)
+    await risk_with_log.report(user.token, outcome(90))
+    await set_head(redis_url, 1, 1, 50)
+    assert counts(await risk_with_log.report(user.token, outcome(95))) == (1, 0, 0, 0)
+
+
+async def test_reports_are_taken_while_redis_is_away(fresh_database: str, ledger: StandInLedger):
+    nowhere = "redis://127.0.0.1:1/0"
+    configured = risk_settings(fresh_database, ledger.port, redis_url=nowhere, redis_timeout_seconds=0.5)
+    async with risk_running(configured) as risk:
+        assert counts(await risk.report(ledger.add_user().token, outcome(1))) == (1, 0, 0, 0)

@@ -51,7 +51,7 @@ async def report_at_random(rng: random.Random, store: RiskStore, users: list[UUI
     for user in rng.sample(users, rng.randint(1, len(users))):
         await store.store_outcomes(user, columns(rng, sorted(rng.sample(range(40), rng.randint(1, 25))), now))
         if rng.random() < 0.2:
-            await store.store_violations(user, conflicts=rng.randint(0, 3), doubled=1, unmatched=0)
+            await store.store_violations(user, conflicts=rng.randint(0, 3), doubled=1, unmatched=2)
 
 
 async def expected(connection: asyncpg.Connection, at) -> dict[int, UserSums]:
@@ -66,7 +66,7 @@ async def expected(connection: asyncpg.Connection, at) -> dict[int, UserSums]:
     ]  # fmt: skip
     violations: dict[int, float] = {}
     for row in await connection.fetch("select * from risk.integrity_violations"):
-        count = row["conflicts"] + row["doubled"] + row["unmatched"]
+        count = row["conflicts"] + row["doubled"]
         weight = decay((at - row["reported_at"]).total_seconds())
         violations[row["user_no"]] = violations.get(row["user_no"], 0.0) + count * weight
     return sums_of(reports, as_of_seconds=at.timestamp(), violations=violations)
