@@ -1,0 +1,143 @@
+"""Follows one master for one account: takes each signal in and decides what the account does. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ecp_client.account import Account
+from ecp_client.books import Book
+from ecp_client.copying import orders, positions
+from ecp_client.copying.decisions import Action, Decision, Reason
+from ecp_client.copying.settings import CopySettings
+from execution.common.v1 import signal_pb2 as pb
+
+# bid and ask in 1e-8 of the account's symbol now, or None when there is no fresh quote.
+QuoteSource = Callable[[str], "tuple[int, int] | None"]
+# Asked for each opening that the settings allow: Reason.NONE lets it through, any other refuses it.
+Protection = Callable[[pb.SequencedSignal, Decision], Reason]
+
+
+class Copier:
+    """Mirror, account and settings of one followed master, and the decisions that follow from them."""
+
+    __slots__ = ("_protection", "_quotes", "account", "mirror", "settings")
+
+    def __init__(
+        self,
+        settings: CopySettings,
+        mirror: Book | None = None,
+        account: Account | None = None,
+        *,
+        protection: Protection | None = None,
+        quotes: QuoteSource | None = None,
+    ) -> None:
+        self.settings = settings
+        self.mirror = mirror if mirror is not None else Book()
+        self.account = account if account is not None else Account()
+        self._protection = protection
+        self._quotes = quotes
+
+    def take(self, sequenced: pb.SequencedSignal, now_us: int, *, degraded: bool = False) -> Decision:
+        """Brings mirror and account up to date with a signal and returns what the account does.
+
+        `now_us` is the server's time. While `degraded`, only what reduces risk is copied.
+        """
+        signal = sequenced.signal
+        self.mirror.apply(signal, sequenced.sequence)
+        rule = _RULES.get(signal.kind)
+        if rule is None:
+            return Decision(Action.SKIP, Reason.KIND_FILTER)
+        return rule(self, sequenced, signal, now_us, degraded)
+
+    def replay(self, sequenced: pb.SequencedSignal, action: Action, reason: Reason) -> None:
+        """Brings mirror and account up to date with a signal that was decided before: that decision stands."""
+        protection, quotes = self._protection, self._quotes
+        self._quotes = None
+        self._protection = (lambda _signal, _decision: reason) if action is Action.SKIP else None
+        try:
+            # At time 0 nothing is too old.
+            self.take(sequenced, 0, degraded=reason is Reason.DEGRADED)
+        finally:
+            self._protection, self._quotes = protection, quotes
+
+    def refusal(
+        self,
+        sequenced: pb.SequencedSignal,
+        decision: Decision,
+        now_us: int,
+        *,
+        degraded: bool,
+        committed: bool = False,
+    ) -> Reason:
+        """Why the account must not take on the risk that `decision` opens, or NONE.
+
+        `committed`: a pending order of the account's own filled, so that neither age nor price is asked for.
+        """
+        signal, settings = sequenced.signal, self.settings
+        reason = settings.filtered(signal.symbol, signal.side)
+        if not reason and not committed:
+            reason = self._too_late(sequenced, decision, now_us, degraded)
+        if reason or self._protection is None:
+            return reason
+        return self._protection(sequenced, decision)
+
+    def wanted(self, signal: pb.Signal) -> Decision:
+        """What the settings alone give for a signal that opens: COPY or RESIZE, or SKIP below the least volume."""
+        settings = self.settings
+        master_volume_e8 = signal.volume_lots_e8
+        volume_e8 = settings.volume_for(master_volume_e8)
+        stop_loss_e8, take_profit_e8 = settings.stops_for(signal.stop_loss_e8, signal.take_profit_e8)
+        if volume_e8 == master_volume_e8:
+            action, reason = Action.COPY, Reason.NONE
+        elif volume_e8 == 0:
+            action, reason = Action.SKIP, Reason.VOLUME_MIN
+        else:
+            action, reason = Action.RESIZE, settings.resized_because(master_volume_e8)
+        return Decision(
+            action,
+            reason,
+            settings.symbol_for(signal.symbol),
+            settings.side_for(signal.side),
+            volume_e8,
+            signal.price_e8,
+            stop_loss_e8,
+            take_profit_e8,
+        )
+
+    def _too_late(
+        self, sequenced: pb.SequencedSignal, decision: Decision, now_us: int, degraded: bool
+    ) -> Reason:
+        settings = self.settings
+        if degraded:
+            return Reason.DEGRADED
+        if settings.max_signal_age_ms:
+            born_us = sequenced.signal.occurred_at_us or sequenced.sent_at_us
+            if now_us - born_us > settings.max_signal_age_ms * 1_000:
+                return Reason.LATENCY
+        if settings.max_slippage_e8 and self._slipped(decision):
+            return Reason.SLIPPAGE
+        return Reason.NONE
+
+    def _slipped(self, decision: Decision) -> bool:
+        quote = self._quotes(decision.symbol) if self._quotes is not None else None
+        if quote is None or decision.order_type:
+            return False
+        bid_e8, ask_e8 = quote
+        if decision.side == pb.SIDE_BUY:
+            return ask_e8 - decision.price_e8 > self.settings.max_slippage_e8
+        return decision.price_e8 - bid_e8 > self.settings.max_slippage_e8
+
+
+_Rule = Callable[[Copier, pb.SequencedSignal, pb.Signal, int, bool], Decision]
+
+_RULES: dict[int, _Rule] = {
+    pb.SIGNAL_KIND_OPEN: positions.open_,
+    pb.SIGNAL_KIND_MODIFY: positions.modify,
+    pb.SIGNAL_KIND_CLOSE: positions.close,
+    pb.SIGNAL_KIND_PARTIAL_CLOSE: positions.partial_close,
+    pb.SIGNAL_KIND_CLOSE_BY: positions.close_by,
+    pb.SIGNAL_KIND_PENDING_PLACE: orders.place,
+    pb.SIGNAL_KIND_PENDING_MODIFY: orders.modify,
+    pb.SIGNAL_KIND_PENDING_CANCEL: orders.cancel,
+    pb.SIGNAL_KIND_PENDING_FILL: orders.fill,
+}

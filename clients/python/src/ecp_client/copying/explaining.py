@@ -1,0 +1,56 @@
+"""Says in one English sentence why a signal was copied, resized or skipped. Pure; it decides nothing."""
+
+from __future__ import annotations
+
+from ecp_client.copying.decisions import Action, Decision, Reason
+from ecp_client.copying.settings import CopySettings
+from ecp_client.signals import from_e8
+from execution.common.v1 import signal_pb2 as pb
+
+
+def explain(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
+    """One sentence for the subscriber: what was done with the signal, and because of which setting."""
+    what = pb.SignalKind.Name(signal.kind).removeprefix("SIGNAL_KIND_").replace("_", " ").lower()
+    ticket = signal.order_id if "pending" in what and not signal.position_id else signal.position_id
+    subject = f"{what} of {signal.symbol} #{ticket}"
+    if decision.action is Action.SKIP:
+        return f"Skipped {subject}: {_why(signal, decision, settings)}."
+    volume = f"{from_e8(decision.volume_lots_e8):f} lots"
+    if decision.action is Action.RESIZE:
+        master = f"{from_e8(signal.volume_lots_e8):f}"
+        return f"Resized {subject} to {volume} (the master: {master}): {_why(signal, decision, settings)}."
+    return f"Copied {subject}: {volume} of {decision.symbol} held."
+
+
+def _why(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
+    match decision.reason:
+        case Reason.MULTIPLIER:
+            step = f"{from_e8(settings.volume_step_e8):f}"
+            return f"volume × {settings.volume_multiplier_e4 / 10_000:g}, rounded down to {step} lots"
+        case Reason.VOLUME_MAX:
+            return f"no position may exceed {from_e8(settings.volume_max_e8):f} lots"
+        case Reason.VOLUME_MIN:
+            return f"less than {from_e8(settings.volume_min_e8):f} lots would remain"
+        case Reason.SYMBOL_FILTER:
+            return f"{signal.symbol} is not among the symbols to copy"
+        case Reason.LATENCY:
+            return f"older than {settings.max_signal_age_ms} ms"
+        case Reason.SLIPPAGE if settings.max_slippage_e8:
+            return f"the price is worse than the master's by more than {from_e8(settings.max_slippage_e8):f}"
+        case _:
+            return _PLAIN[decision.reason]
+
+
+_PLAIN: dict[Reason, str] = {
+    Reason.NONE: "no reason was given",
+    Reason.SIDE_FILTER: "this side is not copied",
+    Reason.KIND_FILTER: "this kind of signal is not copied",
+    Reason.SLIPPAGE: "the price has moved too far",
+    Reason.SPREAD: "the spread is too wide",
+    Reason.PRICE: "the price is outside the allowed range",
+    Reason.MARGIN: "not enough margin",
+    Reason.NOT_HELD: "the account does not hold it",
+    Reason.CLOSED_BY_USER: "the user closed it by hand",
+    Reason.NOT_REPRESENTABLE: "a stop-limit order has no reverse",
+    Reason.DEGRADED: "signals are missing, and until the full sync only what reduces risk is safe",
+}

@@ -1,0 +1,264 @@
+"""The full sync: what brings an account in step with a master's snapshot, and where the two differ. Pure.
+
+What the user closed by hand and what was refused stays closed; what the account has and the master has not is closed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from ecp_client.account import HoldingState
+from ecp_client.books import Book, BookOrder, BookPosition, Difference
+from ecp_client.copying import orders, positions
+from ecp_client.copying.copier import Copier
+from ecp_client.copying.decisions import Action, Decision, Reason
+from execution.common.v1 import signal_pb2 as pb
+
+
+class Step(enum.IntEnum):
+    """What one planned action does. A plan lists them in this order: what frees margin comes first."""
+
+    CLOSE = 1
+    CANCEL = 2
+    ADJUST = 3
+    """Change volume, side or stops of an open position to what the decision states."""
+    ADJUST_ORDER = 4
+    OPEN = 5
+    PLACE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedAction:
+    """One action of a plan. `ticket` is the master's position_id, or its order_id where the step is about an order."""
+
+    step: Step
+    ticket: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a full sync does to one account. `skipped` names what the account will not take, and why."""
+
+    actions: tuple[PlannedAction, ...] = ()
+    skipped: tuple[tuple[int, Reason], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.actions)
+
+
+def reconcile(
+    copier: Copier,
+    snapshot: Book,
+    now_us: int,
+    *,
+    master_id: int = 0,
+    held: Collection[int] | None = None,
+) -> Plan:
+    """Makes `snapshot` the mirror, brings the account in step, and returns what must be done at the broker for that.
+
+    `held` names the position_ids that the terminal has, if it can tell: what is missing there was closed by hand.
+    Openings pass the same filters, limits and protections as a live signal that is as old as the position.
+    """
+    copier.mirror = snapshot
+    if held is not None:
+        for holding in list(copier.account.held()):
+            if holding.position_id not in held:
+                copier.account.closed_by_user(holding.position_id)
+    actions = [*_close_gone(copier), *_cancel_gone(copier)]
+    skipped: list[tuple[int, Reason]] = []
+    for position in snapshot.positions.values():
+        actions.extend(_align_position(copier, position, master_id, now_us, skipped))
+    for order in snapshot.orders.values():
+        actions.extend(_align_order(copier, order, master_id, now_us, skipped))
+    return Plan(tuple(sorted(actions, key=lambda action: action.step)), tuple(skipped))
+
+
+def _close_gone(copier: Copier) -> Iterator[PlannedAction]:
+    holdings = copier.account.holdings
+    for ticket in [ticket for ticket in holdings if ticket not in copier.mirror.positions]:
+        holding = holdings.pop(ticket)
+        if holding.state is HoldingState.HELD:
+            yield PlannedAction(
+                Step.CLOSE, ticket, Decision(Action.COPY, Reason.NONE, holding.symbol, holding.side)
+            )
+
+
+def _cancel_gone(copier: Copier) -> Iterator[PlannedAction]:
+    entries = copier.account.orders
+    for ticket in [ticket for ticket in entries if ticket not in copier.mirror.orders]:
+        entry = entries.pop(ticket)
+        if entry.state is HoldingState.HELD:
+            yield PlannedAction(
+                Step.CANCEL, ticket, Decision(Action.COPY, Reason.NONE, entry.symbol, entry.side)
+            )
+
+
+def _align_position(
+    copier: Copier, position: BookPosition, master_id: int, now_us: int, skipped: list[tuple[int, Reason]]
+) -> Iterator[PlannedAction]:
+    ticket = position.position_id
+    holding = copier.account.holdings.get(ticket)
+    if holding is not None and holding.state is not HoldingState.HELD:
+        if holding.reason != Reason.DEGRADED:
+            closed = holding.state is HoldingState.CLOSED_BY_USER
+            skipped.append((ticket, Reason.CLOSED_BY_USER if closed else Reason(holding.reason)))
+            return
+        holding = None
+    before = None
+    if holding is not None:
+        if holding.short and holding.side == copier.settings.side_for(position.side):
+            return
+        before = (holding.side, holding.volume_lots_e8, holding.stop_loss_e8, holding.take_profit_e8)
+    sequenced = _as_opening(position, master_id)
+    decision = positions.open_(copier, sequenced, sequenced.signal, now_us, False)
+    after = copier.account.holdings[ticket]
+    if before is None:
+        if decision.action is Action.SKIP:
+            skipped.append((ticket, decision.reason))
+        else:
+            yield PlannedAction(Step.OPEN, ticket, decision)
+    elif after.state is not HoldingState.HELD:
+        yield PlannedAction(Step.CLOSE, ticket, decision)
+    elif before != (after.side, after.volume_lots_e8, after.stop_loss_e8, after.take_profit_e8):
+        yield PlannedAction(Step.ADJUST, ticket, decision)
+
+
+def _align_order(
+    copier: Copier, order: BookOrder, master_id: int, now_us: int, skipped: list[tuple[int, Reason]]
+) -> Iterator[PlannedAction]:
+    ticket = order.order_id
+    entry = copier.account.orders.get(ticket)
+    sequenced = _as_placing(order, master_id, now_us)
+    if entry is not None and entry.state is not HoldingState.HELD:
+        if entry.reason != Reason.DEGRADED:
+            closed = entry.state is HoldingState.CLOSED_BY_USER
+            skipped.append((ticket, Reason.CLOSED_BY_USER if closed else Reason(entry.reason)))
+            return
+        entry = None
+    if entry is None:
+        decision = orders.place(copier, sequenced, sequenced.signal, now_us, False)
+        if decision.action is Action.SKIP:
+            skipped.append((ticket, decision.reason))
+        else:
+            yield PlannedAction(Step.PLACE, ticket, decision)
+        return
+    if _order_fields(entry) != _wanted_order_fields(copier, order):
+        decision = orders.modify(copier, sequenced, sequenced.signal, now_us, False)
+        yield PlannedAction(Step.ADJUST_ORDER, ticket, decision)
+
+
+def _order_fields(entry: object) -> tuple[object, ...]:
+    return tuple(getattr(entry, name) for name in _ADJUSTABLE)
+
+
+def _wanted_order_fields(copier: Copier, order: BookOrder) -> tuple[object, ...]:
+    stops = copier.settings.stops_for(order.stop_loss_e8, order.take_profit_e8)
+    return (order.price_e8, order.stop_limit_price_e8, *stops, order.expires_at_us)
+
+
+_ADJUSTABLE = ("price_e8", "stop_limit_price_e8", "stop_loss_e8", "take_profit_e8", "expires_at_us")
+
+
+def _as_opening(position: BookPosition, master_id: int) -> pb.SequencedSignal:
+    signal = pb.Signal(
+        kind=pb.SIGNAL_KIND_OPEN,
+        position_id=position.position_id,
+        symbol=position.symbol,
+        side=position.side,
+        volume_lots_e8=position.volume_lots_e8,
+        price_e8=position.open_price_e8,
+        stop_loss_e8=position.stop_loss_e8,
+        take_profit_e8=position.take_profit_e8,
+        occurred_at_us=position.opened_at_us,
+    )
+    return pb.SequencedSignal(
+        master_id=master_id,
+        sequence=position.opened_by_sequence,
+        signal=signal,
+        sent_at_us=position.opened_at_us,
+    )
+
+
+def _as_placing(order: BookOrder, master_id: int, now_us: int) -> pb.SequencedSignal:
+    """When an order was placed is not known, and does not matter: it still waits for its price."""
+    signal = pb.Signal(
+        kind=pb.SIGNAL_KIND_PENDING_PLACE,
+        order_id=order.order_id,
+        symbol=order.symbol,
+        side=order.side,
+        order_type=order.order_type,
+        volume_lots_e8=order.volume_lots_e8,
+        price_e8=order.price_e8,
+        stop_limit_price_e8=order.stop_limit_price_e8,
+        stop_loss_e8=order.stop_loss_e8,
+        take_profit_e8=order.take_profit_e8,
+        expires_at_us=order.expires_at_us,
+        occurred_at_us=now_us,
+    )
+    return pb.SequencedSignal(
+        master_id=master_id, sequence=order.placed_by_sequence, signal=signal, sent_at_us=now_us
+    )
+
+
+def differences(copier: Copier, master: Book, *, allow_missing: bool = False) -> Iterator[Difference]:
+    """Where the account is not what its settings make of `master`, in order of ticket; nothing when it is in step.
+
+    Not differences: what was refused or closed by hand, and less than wanted after a refused enlargement.
+    `allow_missing`: nor what the account never had, as after a pause that withheld openings.
+    """
+    holdings = copier.account.holdings
+    for ticket in sorted(holdings.keys() | master.positions.keys()):
+        wanted = _wanted_position(copier, master.positions.get(ticket))
+        holding = holdings.get(ticket)
+        if holding is not None and holding.state is not HoldingState.HELD:
+            continue
+        if holding is None or wanted is None:
+            if (holding is not None) != (wanted is not None) and not (allow_missing and holding is None):
+                yield Difference(f"position {ticket}", "presence", holding is not None, wanted is not None)
+            continue
+        for name, value in wanted.items():
+            ours = getattr(holding, name)
+            if ours != value and not (name == "volume_lots_e8" and holding.short and ours < value):
+                yield Difference(f"position {ticket}", name, ours, value)
+    yield from _order_differences(copier, master, allow_missing)
+
+
+def _wanted_position(copier: Copier, position: BookPosition | None) -> dict[str, int | str] | None:
+    settings = copier.settings
+    if position is None or settings.filtered(position.symbol, position.side):
+        return None
+    volume_e8 = settings.volume_for(position.volume_lots_e8)
+    if volume_e8 == 0:
+        return None
+    stop_loss_e8, take_profit_e8 = settings.stops_for(position.stop_loss_e8, position.take_profit_e8)
+    return {
+        "symbol": settings.symbol_for(position.symbol),
+        "side": settings.side_for(position.side),
+        "volume_lots_e8": volume_e8,
+        "stop_loss_e8": stop_loss_e8,
+        "take_profit_e8": take_profit_e8,
+    }
+
+
+def _order_differences(copier: Copier, master: Book, allow_missing: bool) -> Iterator[Difference]:
+    settings, entries = copier.settings, copier.account.orders
+    for ticket in sorted(entries.keys() | master.orders.keys()):
+        order, entry = master.orders.get(ticket), entries.get(ticket)
+        if entry is not None and entry.state is not HoldingState.HELD:
+            continue
+        if entry is None:
+            wanted = (
+                order is not None and settings.copy_pending and settings.volume_for(order.volume_lots_e8) > 0
+            )
+            if wanted and order and not settings.filtered(order.symbol, order.side) and not allow_missing:
+                yield Difference(f"order {ticket}", "presence", False, True)
+        elif order is None:
+            yield Difference(f"order {ticket}", "presence", True, False)
+        else:
+            pairs = zip(_ADJUSTABLE, _order_fields(entry), _wanted_order_fields(copier, order), strict=True)
+            for name, ours, theirs in pairs:
+                if ours != theirs:
+                    yield Difference(f"order {ticket}", name, ours, theirs)

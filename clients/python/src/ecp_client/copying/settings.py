@@ -1,0 +1,100 @@
+"""How one subscriber copies one master: volume, reversal, symbols, filters and limits. Pure; integers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ecp_client.copying.decisions import Reason
+from ecp_client.errors import SettingsError
+from execution.common.v1 import signal_pb2 as pb
+
+MULTIPLIER_ONE_E4 = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopySettings:
+    """How one subscriber copies one master. Zero switches a limit off.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    volume_multiplier_e4: int = MULTIPLIER_ONE_E4
+    """10,000 is the master's own volume."""
+    volume_step_e8: int = 1_000_000
+    """Volumes are rounded down to a multiple of this: 0.01 lots."""
+    volume_min_e8: int = 1_000_000
+    """Smaller volumes are not opened."""
+    volume_max_e8: int = 0
+    """Largest volume of one position."""
+    reverse: bool = False
+    """Sell what the master buys; stop loss and take profit change places."""
+    symbol_map: Mapping[str, str] = field(default_factory=dict)
+    """The master's name of a symbol -> the account's; others keep theirs."""
+    symbols: frozenset[str] | None = None
+    """The master's names of the symbols to copy; None is all."""
+    symbols_excluded: frozenset[str] = frozenset()
+    """The master's names of symbols not to copy."""
+    sides: frozenset[int] = frozenset((pb.SIDE_BUY, pb.SIDE_SELL))
+    """The master's sides to copy."""
+    copy_pending: bool = True
+    """Whether pending orders are copied; if not, their fills are copied as market orders."""
+    max_slippage_e8: int = 0
+    """How much worse than the master's the price may be now; needs a source of quotes."""
+    max_signal_age_ms: int = 0
+    """Older openings are skipped. What closes or reduces is never too old."""
+
+    def __post_init__(self) -> None:
+        if self.volume_multiplier_e4 <= 0 or self.volume_step_e8 <= 0:
+            raise SettingsError("volume_multiplier_e4 and volume_step_e8 must be positive")
+        for name in ("volume_min_e8", "volume_max_e8", "max_slippage_e8", "max_signal_age_ms"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} must not be negative")
+        if 0 < self.volume_max_e8 < self.volume_min_e8:
+            raise SettingsError("volume_max_e8 is below volume_min_e8")
+
+    def volume_for(self, master_volume_e8: int) -> int:
+        """The volume that the account holds of a position in which the master has `master_volume_e8`; 0 is none."""
+        volume_e8 = master_volume_e8 * self.volume_multiplier_e4 // MULTIPLIER_ONE_E4
+        if 0 < self.volume_max_e8 < volume_e8:
+            volume_e8 = self.volume_max_e8
+        volume_e8 -= volume_e8 % self.volume_step_e8
+        return volume_e8 if volume_e8 >= self.volume_min_e8 else 0
+
+    def resized_because(self, master_volume_e8: int) -> Reason:
+        """Why volume_for gives another volume than the master's: the multiplier and step, or the largest volume."""
+        scaled_e8 = master_volume_e8 * self.volume_multiplier_e4 // MULTIPLIER_ONE_E4
+        return Reason.VOLUME_MAX if 0 < self.volume_max_e8 < scaled_e8 else Reason.MULTIPLIER
+
+    def symbol_for(self, symbol: str) -> str:
+        """The account's name of the master's symbol."""
+        return self.symbol_map.get(symbol, symbol)
+
+    def side_for(self, side: pb.Side.ValueType) -> pb.Side.ValueType:
+        """The account's side of a position in which the master has `side`."""
+        if not self.reverse:
+            return side
+        return pb.SIDE_SELL if side == pb.SIDE_BUY else pb.SIDE_BUY
+
+    def order_type_for(self, order_type: pb.OrderType.ValueType) -> pb.OrderType.ValueType:
+        """The account's order type: reversed, a limit is a stop at the same price. UNSPECIFIED has no reverse."""
+        if not self.reverse:
+            return order_type
+        return _REVERSED_TYPES.get(order_type, pb.ORDER_TYPE_UNSPECIFIED)
+
+    def stops_for(self, stop_loss_e8: int, take_profit_e8: int) -> tuple[int, int]:
+        """The account's stop loss and take profit."""
+        return (take_profit_e8, stop_loss_e8) if self.reverse else (stop_loss_e8, take_profit_e8)
+
+    def filtered(self, symbol: str, side: int) -> Reason:
+        """NONE, or which filter keeps the master's symbol and side out."""
+        if symbol in self.symbols_excluded or (self.symbols is not None and symbol not in self.symbols):
+            return Reason.SYMBOL_FILTER
+        return Reason.NONE if side in self.sides else Reason.SIDE_FILTER
+
+
+_REVERSED_TYPES: dict[int, pb.OrderType.ValueType] = {
+    pb.ORDER_TYPE_LIMIT: pb.ORDER_TYPE_STOP,
+    pb.ORDER_TYPE_STOP: pb.ORDER_TYPE_LIMIT,
+}

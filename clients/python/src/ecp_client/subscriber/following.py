@@ -1,0 +1,102 @@
+"""One followed master: position track, mirror and account together, through replays and full syncs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from ecp_client.account import Account, Holding, HoldingState, OrderHolding
+from ecp_client.books import Book
+from ecp_client.copying import Action, Copier, Decision, Plan, Reason, reconcile
+from ecp_client.positions import Position
+from ecp_client.subscriber.journal_format import Entry, EntryType, checkpoint_body, encode
+from ecp_client.subscriber.session import Track
+from execution.common.v1 import signal_pb2, snapshot_pb2
+
+_OPENS_POSITION = frozenset((signal_pb2.SIGNAL_KIND_OPEN, signal_pb2.SIGNAL_KIND_PENDING_FILL))
+
+
+@dataclass(slots=True)
+class Following:
+    """What one subscriber knows about one master."""
+
+    track: Track
+    copier: Copier
+    decided: dict[Position, Entry] = field(default_factory=dict)
+    """Signals that were decided before a restart and are not in the checkpoint: they come again as replays."""
+    to_reconcile: bool = False
+    """A snapshot was taken, and the account is compared with it once the mirror has caught up."""
+
+    def take(self, sequenced: signal_pb2.SequencedSignal, server_now_us: int) -> Decision:
+        """Takes a new signal."""
+        return self.copier.take(sequenced, server_now_us, degraded=self.track.degraded_at is not None)
+
+    def replay(self, sequenced: signal_pb2.SequencedSignal) -> None:
+        """Takes a signal that was decided before: the mirror follows, and the account if it has not yet."""
+        entry = self.decided.pop(Position(sequenced.epoch, sequenced.sequence), None)
+        if entry is None:
+            self.copier.mirror.apply(sequenced.signal, sequenced.sequence)
+        else:
+            self.copier.replay(sequenced, Action(entry.action), Reason(entry.reason))
+
+    def begin_full_sync(self, snapshot: snapshot_pb2.Snapshot) -> None:
+        """Makes the snapshot the mirror. Decisions that will not be replayed reach the account from the journal."""
+        for entry in self.decided.values():
+            _patch(self.copier.account, entry)
+        self.decided.clear()
+        self.copier.mirror = Book.from_snapshot(snapshot)
+        self.to_reconcile = True
+
+    @property
+    def has_caught_up(self) -> bool:
+        """Whether a full sync can be finished: everything that was delivered before is in the mirror."""
+        held = self.track.held
+        return self.to_reconcile and held is not None and held >= self.track.processed
+
+    def finish_full_sync(self, server_now_us: int, held: Collection[int] | None) -> Plan:
+        """Brings the account in step with the mirror; `held` is what the terminal really has, if it can tell."""
+        self.to_reconcile = False
+        return reconcile(
+            self.copier, self.copier.mirror, server_now_us, master_id=self.track.master_id, held=held
+        )
+
+    def checkpoint(self, now_us: int) -> bytes | None:
+        """The journal entry from which a later process can go on, or None while a replay is under way."""
+        position = self.track.held
+        if position is None or self.decided or self.to_reconcile or position < self.track.processed:
+            return None
+        try:
+            mirror = self.copier.mirror.to_snapshot(
+                self.track.master_id, position.sequence, now_us, epoch=position.epoch
+            )
+        except ValueError:
+            # More than a snapshot holds: a restart will need a full sync.
+            return None
+        body = checkpoint_body(mirror.SerializeToString(), self.copier.account.to_json())
+        return encode(
+            Entry(EntryType.CHECKPOINT, self.track.master_id, position, position, now_us, body=body)
+        )
+
+
+def _patch(account: Account, entry: Entry) -> None:
+    """Notes what a journalled decision opened or closed; symbol, side and stops follow from the full sync."""
+    copied = entry.action != Action.SKIP
+    state = HoldingState.HELD if copied else HoldingState.REFUSED
+    if entry.kind in _OPENS_POSITION:
+        account.holdings.setdefault(
+            entry.ticket, Holding(entry.ticket, "", signal_pb2.SIDE_UNSPECIFIED, 0, 0, 0, state, entry.reason)
+        )
+    elif entry.kind == signal_pb2.SIGNAL_KIND_PENDING_PLACE:
+        account.orders.setdefault(entry.ticket, _unknown_order(entry.ticket, state, entry.reason))
+    elif entry.kind == signal_pb2.SIGNAL_KIND_CLOSE and copied:
+        account.holdings.pop(entry.ticket, None)
+    elif entry.kind == signal_pb2.SIGNAL_KIND_PENDING_CANCEL and copied:
+        account.orders.pop(entry.ticket, None)
+
+
+def _unknown_order(ticket: int, state: HoldingState, reason: int) -> OrderHolding:
+    side, order_type = signal_pb2.SIDE_UNSPECIFIED, signal_pb2.ORDER_TYPE_UNSPECIFIED
+    return OrderHolding(ticket, "", side, order_type, 0, 0, 0, 0, 0, 0, state, reason)
+
+
+FollowingMap = Mapping[int, Following]

@@ -1,0 +1,160 @@
+"""Byte format of the subscriber's journal. Pure: bytes in, entries out.
+
+    file  = magic (8 bytes) | block*
+    block = CRC-32 of all that follows in the block (u32) | length of the entries (u32) | entries
+    entry = type (u8) | kind (u8) | action (u8) | reason (u8) | epoch (u32) | previous epoch (u32) | latency (u32, µs)
+          | master_id (u64) | sequence (u64) | previous sequence (u64) | ticket (u64) | received at (i64, µs)
+          | for the types with a body: length (u32) | body
+
+All integers are little-endian. What one message brought is one block: whole in the journal, or not at all.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ecp_client.positions import Position
+
+MAGIC = b"ECPJRN1\n"
+LATENCY_US_MAX = 0xFFFF_FFFF
+
+_BLOCK = struct.Struct("<II")
+_ENTRY = struct.Struct("<BBBBIIIQQQQq")
+_BODY_LENGTH = struct.Struct("<I")
+_CRC = struct.Struct("<I")
+
+ENTRY_BYTES = _ENTRY.size
+pack_entry = _ENTRY.pack
+"""Packs the fixed fields of an entry in the order above."""
+
+
+class EntryType(enum.IntEnum):
+    """What an entry tells."""
+
+    SIGNAL = 1
+    """A signal was received and decided; `position` is its own, `previous` the one before it."""
+    GAP = 2
+    """Positions will not come: `previous` was held before, `position` is held after; kind is the GapReason."""
+    SNAPSHOT = 3
+    """A full sync: `position` is the snapshot's as_of."""
+    PROGRESS = 4
+    """The position moved over what the stream had nothing to say about."""
+    CHECKPOINT = 5
+    """Mirror and account as of `position`; body: length of the snapshot (u32) | Snapshot | the account as JSON."""
+    CLOSED_BY_USER = 6
+    """The user closed position `ticket` (kind OPEN) or cancelled order `ticket` (kind PENDING_PLACE) by hand."""
+    REFUSED_BY_BROKER = 7
+    """The broker refused what was decided to be copied: kind and ticket as in CLOSED_BY_USER."""
+
+
+_WITH_BODY = frozenset((EntryType.CHECKPOINT,))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a journal."""
+
+    entry_type: EntryType
+    master_id: int
+    position: Position
+    previous: Position
+    received_at_us: int
+    """By this machine's clock."""
+    kind: int = 0
+    """SignalKind of a SIGNAL, GapReason of a GAP."""
+    action: int = 0
+    """copying.Action of a SIGNAL."""
+    reason: int = 0
+    """copying.Reason of a SIGNAL."""
+    latency_us: int = 0
+    """From the master's send to the receipt, for a SIGNAL, by the server's clock; 0 where it was not known."""
+    ticket: int = 0
+    """The master's position_id, or its order_id for a signal about a pending order only."""
+    body: bytes = b""
+
+
+def encode(entry: Entry) -> bytes:
+    """One entry as it stands in a block. The hot path packs signals itself, with `pack_entry`."""
+    fixed = _ENTRY.pack(
+        entry.entry_type,
+        entry.kind,
+        entry.action,
+        entry.reason,
+        entry.position.epoch,
+        entry.previous.epoch,
+        min(entry.latency_us, LATENCY_US_MAX),
+        entry.master_id,
+        entry.position.sequence,
+        entry.previous.sequence,
+        entry.ticket,
+        entry.received_at_us,
+    )
+    if entry.entry_type in _WITH_BODY:
+        return fixed + _BODY_LENGTH.pack(len(entry.body)) + entry.body
+    return fixed
+
+
+def block(entries: bytes) -> bytes:
+    """One block of encoded entries."""
+    length = _BODY_LENGTH.pack(len(entries))
+    return _CRC.pack(zlib.crc32(entries, zlib.crc32(length))) + length + entries
+
+
+def parse_block(data: bytes, offset: int) -> tuple[bytes, int] | None:
+    """The entries of the block at `offset` and where it ends, or None when there is no whole and undamaged one."""
+    if len(data) - offset < _BLOCK.size:
+        return None
+    crc, length = _BLOCK.unpack_from(data, offset)
+    start = offset + _BLOCK.size
+    entries = data[start : start + length]
+    if len(entries) != length or zlib.crc32(entries, zlib.crc32(data[offset + 4 : start])) != crc:
+        return None
+    return entries, start + length
+
+
+def parse_entries(data: bytes) -> Iterator[Entry]:
+    """The entries of one block.
+
+    Raises:
+        ValueError: an entry is of a type that this version does not know.
+    """
+    offset = 0
+    while offset < len(data):
+        fields = _ENTRY.unpack_from(data, offset)
+        offset += _ENTRY.size
+        entry_type = EntryType(fields[0])
+        body = b""
+        if entry_type in _WITH_BODY:
+            (length,) = _BODY_LENGTH.unpack_from(data, offset)
+            body = data[offset + 4 : offset + 4 + length]
+            offset += 4 + length
+        _, kind, action, reason, epoch, previous_epoch, latency_us, *rest = fields
+        master_id, sequence, previous_sequence, ticket, received_at_us = rest
+        yield Entry(
+            entry_type,
+            master_id,
+            Position(epoch, sequence),
+            Position(previous_epoch, previous_sequence),
+            received_at_us,
+            kind,
+            action,
+            reason,
+            latency_us,
+            ticket,
+            body,
+        )
+
+
+def checkpoint_body(snapshot: bytes, account: bytes) -> bytes:
+    """The body of a CHECKPOINT."""
+    return _BODY_LENGTH.pack(len(snapshot)) + snapshot + account
+
+
+def parse_checkpoint(body: bytes) -> tuple[bytes, bytes]:
+    """Snapshot and account of a CHECKPOINT's body."""
+    (length,) = _BODY_LENGTH.unpack_from(body)
+    return body[4 : 4 + length], body[4 + length :]

@@ -1,0 +1,222 @@
+"""Opens one stream after the other, and acknowledges; what the messages mean is the processor's affair."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from grpc import aio
+
+from ecp_client.backoff import Backoff
+from ecp_client.channels import open_channel
+from ecp_client.subscriber.endings import STATUS_DETAILS_KEY, Outlook, StreamEnd, stream_end
+from ecp_client.subscriber.events import StreamEnded, StreamOpened
+from ecp_client.subscriber.processing import Processor
+from ecp_client.subscriber.settings import SubscriberSettings
+from execution.fanout.v1 import fanout_service_pb2 as pb
+from execution.fanout.v1.fanout_service_pb2_grpc import FanoutServiceAsyncStub, FanoutServiceStub
+
+logger = logging.getLogger("ecp_client.subscriber")
+
+Call = aio.UnaryStreamCall[pb.SubscribeRequest, pb.SubscribeResponse]
+ACKNOWLEDGED_MAX = 100
+
+
+class Streaming:
+    """One subscriber's streams, one at a time."""
+
+    def __init__(
+        self,
+        settings: SubscriberSettings,
+        processor: Processor,
+        handle: Callable[[pb.SubscribeResponse], Awaitable[None]],
+        metadata: Callable[[], tuple[tuple[str, str], ...]],
+        refresh: Callable[[], Awaitable[bool]] | None,
+    ) -> None:
+        self._settings = settings
+        self._processor = processor
+        self._handle = handle
+        self._metadata = metadata
+        self._refresh = refresh
+        self._turn = random.randrange(len(settings.addresses))
+        self._channel: aio.Channel | None = None
+        self._stub: FanoutServiceAsyncStub | None = None
+        self._call: Call | None = None
+        self._heard_at = 0.0
+        self._restart_reason = ""
+        self._drain_wait_ms = 0
+        self._wake = asyncio.Event()
+        self._full_sync = Backoff(settings.full_sync_seconds_min, settings.full_sync_seconds_max)
+        self._full_sync_at = 0.0
+
+    def restart(self, reason: str) -> None:
+        """Ends the stream, or a wait between two, and opens the next one at once."""
+        self._restart_reason = reason
+        self._wake.set()
+        if self._call is not None:
+            self._call.cancel()
+
+    async def run(self) -> None:
+        """Streams for ever.
+
+        Raises:
+            JournalError: the journal cannot be written, so that nothing may be received any more.
+        """
+        settings = self._settings
+        backoff = Backoff(settings.reconnect_seconds_min, settings.reconnect_seconds_max)
+        refused = Backoff(min(1.0, settings.reconnect_seconds_max), settings.refused_seconds_max)
+        while True:
+            address = settings.addresses[self._turn % len(settings.addresses)]
+            messages = self._processor.stats.messages
+            end = await self._stream(address)
+            self._processor.stream_ended(self._processor.session.stream_ended(end.unavailable))
+            self._processor.tell(StreamEnded(end.code, end.reason))
+            if self._processor.stats.messages > messages:
+                backoff.reset()
+                refused.reset()
+            await self._pause(await self._delay(end, backoff, refused))
+
+    async def _delay(self, end: StreamEnd, backoff: Backoff, refused: Backoff) -> float:
+        if self._restart_reason:
+            self._restart_reason = ""
+            return 0.0
+        if end.outlook is Outlook.AGAIN:
+            wait, self._drain_wait_ms = self._drain_wait_ms / 1_000, 0
+            return wait
+        await self._close_channel()
+        self._turn += 1
+        if end.outlook is Outlook.TOKEN and self._refresh is not None and await self._refresh():
+            return 0.0
+        return refused.next_delay() if end.outlook is not Outlook.RETRY else backoff.next_delay()
+
+    async def _pause(self, seconds: float) -> None:
+        if seconds > 0 and not self._wake.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+        self._wake.clear()
+
+    async def _stream(self, address: str) -> StreamEnd:
+        """One stream from its request to its end."""
+        self._restart_reason = ""
+        session = self._processor.session
+        call = self._connected(address).Subscribe(session.request(), metadata=self._metadata())
+        self._call = call
+        self._heard_at = time.monotonic()
+        watch = asyncio.create_task(self._watch(call))
+        is_open = False
+        try:
+            async for response in call:
+                self._heard_at = time.monotonic()
+                if not is_open:
+                    is_open = True
+                    self._processor.stats.streams += 1
+                    self._processor.tell(StreamOpened(address))
+                if response.HasField("drain"):
+                    wait = response.drain.reconnect_after
+                    self._drain_wait_ms = wait.seconds * 1_000 + wait.nanos // 1_000_000
+                await self._handle(response)
+                if session.wants_new_stream and self._may_restart():
+                    return StreamEnd(Outlook.AGAIN, "CANCELLED", "signals are missing: asking anew")
+            return self._ended(stream_end("OK", "the server ended the stream", None))
+        except aio.AioRpcError as error:
+            return self._ended(_end_of(error))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            reason = self._restart_reason or "nothing was heard for too long"
+            return StreamEnd(Outlook.RETRY, "CANCELLED", reason)
+        finally:
+            self._call = None
+            watch.cancel()
+            call.cancel()
+
+    def _ended(self, end: StreamEnd) -> StreamEnd:
+        if self._drain_wait_ms and end.outlook is Outlook.RETRY:
+            return StreamEnd(Outlook.AGAIN, end.code, end.reason)
+        return end
+
+    def _may_restart(self) -> bool:
+        """Full syncs that do not heal are asked for less and less often; meanwhile the stream goes on."""
+        now = time.monotonic()
+        if now < self._full_sync_at:
+            return False
+        self._full_sync_at = now + self._full_sync.next_delay()
+        return True
+
+    async def _watch(self, call: Call) -> None:
+        """Gives up a stream that says nothing, and asks for the full sync of what still misses something."""
+        settings = self._settings
+        session = self._processor.session
+        while True:
+            await asyncio.sleep(min(1.0, settings.silence_seconds_max / 4))
+            if time.monotonic() - self._heard_at > settings.silence_seconds_max:
+                call.cancel()
+                return
+            if not any(track.degraded for track in session.tracks.values()):
+                self._full_sync.reset()
+            elif self._may_restart() and session.ask_for_full_sync():
+                self.restart("full sync")
+                return
+
+    async def acknowledge_often(self) -> None:
+        """Tells the server how far we are, every so often while that changes."""
+        while True:
+            await asyncio.sleep(self._settings.acknowledge_interval_seconds)
+            if self._call is not None:
+                await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        session = self._processor.session
+        positions = dict(list(session.unacknowledged().items())[:ACKNOWLEDGED_MAX])
+        stub = self._stub
+        if not positions or stub is None:
+            return
+        request = pb.AcknowledgeRequest()
+        for master_id, position in positions.items():
+            entry = request.positions.add(master_id=master_id)
+            entry.position.epoch, entry.position.sequence = position
+        try:
+            await stub.Acknowledge(
+                request, metadata=self._metadata(), timeout=self._settings.call_timeout_seconds
+            )
+        except aio.AioRpcError as error:
+            # Positions are cumulative: the next acknowledgement says it again.
+            logger.debug("acknowledgement failed: %s %s", error.code().name, error.details())
+        else:
+            session.acknowledged(positions)
+
+    async def close(self) -> None:
+        """Acknowledges what is left, once, and closes the channel; `run` must have ended."""
+        await self._acknowledge()
+        await self._close_channel()
+
+    def _connected(self, address: str) -> FanoutServiceAsyncStub:
+        if self._stub is None:
+            settings = self._settings
+            self._channel = open_channel(
+                address,
+                plaintext=settings.plaintext,
+                ca_file=settings.ca_file,
+                server_hostname=settings.server_hostname,
+            )
+            self._stub = FanoutServiceStub(self._channel)
+        return self._stub
+
+    async def _close_channel(self) -> None:
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+
+def _end_of(error: aio.AioRpcError) -> StreamEnd:
+    details = None
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_DETAILS_KEY and isinstance(value, bytes):
+            details = value
+    return stream_end(error.code().name, error.details() or "", details)

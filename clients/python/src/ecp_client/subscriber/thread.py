@@ -1,0 +1,125 @@
+"""The subscriber's client for programs without an event loop: it runs one in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Callable, Collection
+from typing import Self
+
+from ecp_client.copying import Copier, Protection, QuoteSource, Reason
+from ecp_client.looping import LoopThread
+from ecp_client.positions import Position
+from ecp_client.subscriber.client import RefreshToken, Subscriber
+from ecp_client.subscriber.events import Batch, SubscriberEvent, SyncState
+from ecp_client.subscriber.processing import SubscriberStats
+from ecp_client.subscriber.settings import SubscriberSettings
+from execution.common.v1.signal_pb2 import SequencedSignal
+
+ANSWER_SECONDS_MAX = 30.0
+BATCHES_MAX = 1_000
+FULL_WAIT_SECONDS = 0.005
+
+
+class SubscriberThread:
+    """As Subscriber, for a plain thread that polls: `poll` gives one batch after the other.
+
+    While the program does not poll, up to 1,000 batches wait; then the stream waits too, and what follows waits in the
+    server. `on_event`, `protection`, `quotes` and `held_positions` are called in the client's own thread.
+    """
+
+    def __init__(
+        self,
+        settings: SubscriberSettings,
+        *,
+        on_event: Callable[[SubscriberEvent], None] | None = None,
+        protection: Protection | None = None,
+        quotes: QuoteSource | None = None,
+        held_positions: Callable[[int], Collection[int] | None] | None = None,
+        refresh_token: RefreshToken | None = None,
+    ) -> None:
+        """Opens the journal; `start`, or entering the context, connects. Raises as Subscriber does."""
+        self._batches: queue.Queue[Batch] = queue.Queue(BATCHES_MAX)
+        self._loop = LoopThread("ecp-subscriber")
+
+        async def make() -> Subscriber:
+            return Subscriber(
+                settings,
+                on_batch=self._enqueue,
+                on_event=on_event,
+                protection=protection,
+                quotes=quotes,
+                held_positions=held_positions,
+                refresh_token=refresh_token,
+            )
+
+        try:
+            self._subscriber = self._loop.call(make(), timeout_seconds=ANSWER_SECONDS_MAX)
+        except BaseException:
+            self._loop.stop()
+            raise
+
+    def start(self) -> None:
+        """Begins to connect, and returns at once."""
+        self._loop.call(self._subscriber.start(), timeout_seconds=ANSWER_SECONDS_MAX)
+
+    def close(self) -> None:
+        """As Subscriber.close; ends the thread."""
+        self._loop.call(self._subscriber.close(), timeout_seconds=ANSWER_SECONDS_MAX)
+        self._loop.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def poll(self, timeout_seconds: float = 0.0) -> Batch | None:
+        """The next batch, or None when none came within `timeout_seconds`."""
+        try:
+            return self._batches.get(timeout_seconds > 0, timeout_seconds or None)
+        except queue.Empty:
+            return None
+
+    async def _enqueue(self, batch: Batch) -> None:
+        while True:
+            try:
+                self._batches.put_nowait(batch)
+            except queue.Full:
+                await asyncio.sleep(FULL_WAIT_SECONDS)
+            else:
+                return
+
+    @property
+    def stats(self) -> SubscriberStats:
+        """Counts since the client was made."""
+        return self._subscriber.stats
+
+    def copier(self, master_id: int) -> Copier:
+        """As Subscriber.copier; read it while nothing is being received, or take it as a moment's picture."""
+        return self._subscriber.copier(master_id)
+
+    def position(self, master_id: int) -> Position | None:
+        """As Subscriber.position."""
+        return self._subscriber.position(master_id)
+
+    def state(self, master_id: int) -> SyncState:
+        """As Subscriber.state."""
+        return self._subscriber.state(master_id)
+
+    def set_license_token(self, token: str) -> None:
+        """As Subscriber.set_license_token."""
+        self._loop.call_soon(self._subscriber.set_license_token, token)
+
+    def closed_by_user(self, master_id: int, position_id: int) -> None:
+        """As Subscriber.closed_by_user."""
+        self._loop.call_soon(self._subscriber.closed_by_user, master_id, position_id)
+
+    def report(
+        self, sequenced: SequencedSignal, *, executed: bool, price_e8: int = 0, reason: Reason = Reason.NONE
+    ) -> None:
+        """As Subscriber.report."""
+        self._loop.call_soon(
+            lambda: self._subscriber.report(sequenced, executed=executed, price_e8=price_e8, reason=reason)
+        )
