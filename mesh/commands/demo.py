@@ -27,6 +27,10 @@ def demo(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Keep stores, logs and books in this new folder.", file_okay=False),
+    ] = None,
     view: Annotated[bool, typer.Option(help="Show the live view (where there is a terminal).")] = True,
 ) -> None:
     """Run the whole mesh on real EUR/USD prices, then compare all books; exit with 1 when anything differs."""
@@ -40,7 +44,7 @@ def demo(
             raise ConfigurationError(
                 f"cannot write {json_file} ({error.strerror}): choose another file"
             ) from error
-    report = _play(DemoOptions(seconds, rate, subscribers), view=view)
+    report = _play(DemoOptions(seconds, rate, subscribers, data.resolve() if data else None), view=view)
     if json_file:
         json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     if not report.is_sound:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,7 +27,7 @@ from mesh.demo.provision import MasterCredentials, Provisioner, SubscriberCreden
 from mesh.demo.reconcile import reconcile
 from mesh.demo.report import Report
 from mesh.demo.wire import Message
-from mesh.errors import MeshError
+from mesh.errors import ConfigurationError, MeshError
 from mesh.running import Mesh, MeshOptions, running
 
 CHECK_INTERVAL_SECONDS = 2.0
@@ -45,6 +46,7 @@ class DemoOptions:
     seconds: float
     rate: float
     subscribers: int
+    data: Path | None = None
 
 
 @dataclass(slots=True)
@@ -63,17 +65,22 @@ class Demo:
     def __post_init__(self) -> None:
         self._connection = Connection(self.mesh.grpc, self.mesh.operator_token)
 
+    @property
+    def _folder(self) -> Path:
+        return (self.mesh.data or self.mesh.folder) / "demo"
+
     async def run(self) -> Report:
         """Plays everything and compares the books.
 
         Raises:
             MeshError: something did not start, or did not end in time.
         """
+        self._make_folder()
         await asyncio.to_thread(self._provision)
         async with (
             self._background(),
-            playing("subscribers", self._subscribers_spec(), self.mesh.folder, self._hear) as followers,
-            playing("masters", self._masters_spec(), self.mesh.folder, self._hear) as traders,
+            playing("subscribers", self._subscribers_spec(), self._folder, self._hear) as followers,
+            playing("masters", self._masters_spec(), self._folder, self._hear) as traders,
         ):
             self.board.phase = "connecting"
             await followers.hear("ready", seconds_max=READY_SECONDS_MAX)
@@ -85,6 +92,14 @@ class Demo:
             closed = await followers.hear("closed", seconds_max=FINISH_SECONDS_MAX)
         self.board.phase = "reconciling"
         return await self._reconcile(closed)
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot make {self._folder} ({error.strerror}): give --data a new folder"
+            ) from error
 
     def _provision(self) -> None:
         self.board.phase = "opening accounts"
@@ -238,7 +253,7 @@ class Demo:
 
     async def _reconcile(self, closed: Message) -> Report:
         async with stores.opened(self.mesh.database_url, self.mesh.redis_url) as opened:
-            books = await evidence.collect(opened, self.mesh.folder, self.masters, self.subscribers)
+            books = await evidence.collect(opened, self._folder, self.masters, self.subscribers)
         found = await asyncio.to_thread(reconcile, books)
         paused = sorted(one.name for one in books.subscribers if one.was_paused)
         return Report(
@@ -270,7 +285,7 @@ async def play(options: DemoOptions, board: Board, *, show: Callable[[Board], No
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_stop, asyncio.create_task(_show(board, show)))
         mesh = await stack.enter_async_context(
-            running(MeshOptions(check_interval_seconds=CHECK_INTERVAL_SECONDS))
+            running(MeshOptions(options.data, check_interval_seconds=CHECK_INTERVAL_SECONDS))
         )
         demo = Demo(options, mesh, board)
         stack.callback(demo.close)

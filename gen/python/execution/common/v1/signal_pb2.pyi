@@ -26,8 +26,9 @@ class _SignalKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignalKind
     SIGNAL_KIND_UNSPECIFIED: _SignalKind.ValueType  # 0
     """Not said; refused."""
     SIGNAL_KIND_OPEN: _SignalKind.ValueType  # 1
-    """A market position was opened or, in a netting account, an existing position_id now has the given side and the
-    given total volume (it was enlarged or reversed).
+    """A market position was opened or, in a netting account, an existing position_id was enlarged and now has the given
+    TOTAL volume on the same side. A reversal is sent as a CLOSE and then an OPEN under a new position_id, so that the
+    closing half passes every pause.
     """
     SIGNAL_KIND_MODIFY: _SignalKind.ValueType  # 2
     """Stop loss or take profit of a position changed; both fields state the new value, 0 removes it."""
@@ -54,8 +55,9 @@ class SignalKind(_SignalKind, metaclass=_SignalKindEnumTypeWrapper):
 SIGNAL_KIND_UNSPECIFIED: SignalKind.ValueType  # 0
 """Not said; refused."""
 SIGNAL_KIND_OPEN: SignalKind.ValueType  # 1
-"""A market position was opened or, in a netting account, an existing position_id now has the given side and the
-given total volume (it was enlarged or reversed).
+"""A market position was opened or, in a netting account, an existing position_id was enlarged and now has the given
+TOTAL volume on the same side. A reversal is sent as a CLOSE and then an OPEN under a new position_id, so that the
+closing half passes every pause.
 """
 SIGNAL_KIND_MODIFY: SignalKind.ValueType  # 2
 """Stop loss or take profit of a position changed; both fields state the new value, 0 removes it."""
@@ -159,7 +161,7 @@ class Signal(_message.Message):
 
     Prices and volumes are integers in units of 1e-8: 1.07140 is 107140000, 0.10 lots is 10000000. Times are microseconds
     since 1970-01-01T00:00:00Z by the server's clock (the Challenge of a login tells a client how far its own is off).
-    A position is named by (master_id, position_id) for its whole life, also across partial closes and reversals.
+    A position is named by (master_id, position_id) for its whole life, also across enlargements and partial closes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

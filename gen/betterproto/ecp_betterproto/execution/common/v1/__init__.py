@@ -261,8 +261,9 @@ class SignalKind(betterproto2.Enum):
 
     OPEN = 1
     """
-    A market position was opened or, in a netting account, an existing position_id now has the given side and the
-    given total volume (it was enlarged or reversed).
+    A market position was opened or, in a netting account, an existing position_id was enlarged and now has the given
+    TOTAL volume on the same side. A reversal is sent as a CLOSE and then an OPEN under a new position_id, so that the
+    closing half passes every pause.
     """
 
     MODIFY = 2
@@ -536,7 +537,7 @@ class Signal(betterproto2.Message):
 
     Prices and volumes are integers in units of 1e-8: 1.07140 is 107140000, 0.10 lots is 10000000. Times are microseconds
     since 1970-01-01T00:00:00Z by the server's clock (the Challenge of a login tells a client how far its own is off).
-    A position is named by (master_id, position_id) for its whole life, also across partial closes and reversals.
+    A position is named by (master_id, position_id) for its whole life, also across enlargements and partial closes.
     """
 
     kind: "SignalKind" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: SignalKind(0))
