@@ -220,6 +220,9 @@ async def _translated(method: Method, context: Context) -> AsyncIterator[None]:
         await context.abort(code, status.status_of(error).message, status.trailers_of(error))
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.InternalError as error:
+        # A write that met the end of the call before we were cancelled: the caller is gone, as in a cancellation.
+        raise asyncio.CancelledError from error
     except Exception:
         _log.exception("call failed", extra={"rpc.method": method.full_name})
         await context.abort(grpc.StatusCode.INTERNAL, status.INTERNAL_MESSAGE)

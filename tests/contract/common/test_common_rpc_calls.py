@@ -243,3 +243,16 @@ async def test_an_idempotent_method_is_tried_again_while_the_peer_is_unavailable
             served.address, token=SERVICE_TOKEN, idempotent=[f"{SERVICE}/UnaryUnary"]
         ) as again:
             assert await call(again, "UnaryUnary") == [b"done"]
+
+
+async def test_a_write_that_meets_the_end_of_the_call_is_a_cancellation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    labels = {"grpc_method": "Writing", "grpc_type": "server_stream", "grpc_code": "Canceled"}
+    handled = counted("grpc_server_handled_total", **labels)
+    async with calling_example() as (served, channel):
+        served.example.failure = grpc.aio.InternalError('Failed "execute_batch"')
+        running = asyncio.create_task(call(channel, "Writing", timeout=5))
+        await until(lambda: counted("grpc_server_handled_total", **labels) == handled + 1)
+        await asyncio.gather(running, return_exceptions=True)
+    assert [record for record in caplog.records if record.exc_info] == []
