@@ -25,10 +25,6 @@ class TokenBucket:
         self._tokens -= taken
         return taken
 
-    def give_back(self, count: int) -> None:
-        """Returns tokens that were taken and not used."""
-        self._tokens = min(self._burst, self._tokens + count)
-
     def set_rate(self, per_second: float, burst: float) -> None:
         """Another limit from now on; what is left is kept up to the new burst."""
         self._per_second = per_second

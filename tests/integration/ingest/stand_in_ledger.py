@@ -15,7 +15,7 @@ from execution.ledger.v1 import master_service_pb2_grpc as pb_grpc
 from services.common import status
 from services.common.errors import FailedPreconditionError, NotFoundError, ServiceError, UnavailableError
 from services.common.stream import FIELD, LEDGER_EVENTS, Redis
-from tests.integration.ingest.raw_master import Credentials
+from tests.unit.ingest.signing import Credentials
 
 SERVICE_TOKEN = "service-token-of-the-tests"
 OPERATOR_TOKEN = "operator-token-of-the-tests"

@@ -8,7 +8,8 @@ from services.common import log
 from services.common.stream import Redis
 from services.ingest.app import Running
 from tests.integration.ingest.front_door import read_log, signals_in
-from tests.integration.ingest.raw_master import logged_in, now_us
+from tests.integration.ingest.raw_master import logged_in
+from tests.unit.ingest.signing import now_us
 
 
 async def test_signals_are_acknowledged_once_they_are_in_the_log(ingest: Running, log_client: Redis):
