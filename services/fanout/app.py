@@ -39,6 +39,7 @@ from services.fanout.recorder import Recorder, RecordLimits
 from services.fanout.servicer import ALLOWED, FanoutServicer, add_to_server
 from services.fanout.settings import FanoutSettings
 from services.fanout.snapshots import Ask, SnapshotLimits, Snapshots
+from services.fanout.standing import Standing
 from services.fanout.tailer import Tailer, TailLimits
 
 
@@ -155,8 +156,10 @@ async def _parts(
     live = LiveEntitlements(
         hub, entitlements, clock, refresh_interval_seconds=settings.refresh_interval_seconds
     )
-    recorder = Recorder(
-        subscription_service_pb2_grpc.SubscriptionServiceStub(ledger), _record_limits(settings)
+    subscriptions = subscription_service_pb2_grpc.SubscriptionServiceStub(ledger)
+    recorder = Recorder(subscriptions, _record_limits(settings))
+    standing = await stack.enter_async_context(
+        Standing(subscriptions, clock, calls_max=settings.standing_calls_max)
     )
 
     def on_replaced() -> None:
@@ -186,6 +189,7 @@ async def _parts(
         opening=Opening(client, ring, backlog, clock, _stream_limits(settings)),
         snapshots=snapshots,
         recorder=recorder,
+        standing=standing,
         needs=Needs(page=catch_up.fetch, turned=on_turned),
         clock=clock,
         lag_limits=_lag_limits(settings),
@@ -209,6 +213,7 @@ def _channel(settings: FanoutSettings, address: Address) -> AbstractAsyncContext
         files=tls.client_files(settings),
         idempotent=[
             "execution.ledger.v1.LicenseService/Authenticate",
+            "execution.ledger.v1.SubscriptionService/GetSubscription",
             "execution.ledger.v1.SubscriptionService/RecordPositions",
         ],
         call_timeout_seconds=settings.peer_call_timeout_seconds,
@@ -250,6 +255,7 @@ def _tail_limits(settings: FanoutSettings) -> TailLimits:
         fill_bytes_max=settings.fill_bytes_max,
         block_ms=settings.tail_block_ms,
         entries_max=settings.tail_entries_max,
+        masters_max=settings.ring_masters_max,
     )
 
 

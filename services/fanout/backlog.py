@@ -120,7 +120,7 @@ class Backlog:
         if records and records[0].follows(after):
             metrics.PAGES.labels("log", "found").inc()
             return Segment(after, records)
-        oldest = _floor(records)
+        oldest = records[0].before if records else None
         async with self._archive_reads:
             archived = await self._from_archive(master_id, after)
         if isinstance(archived, Gone):
@@ -130,7 +130,7 @@ class Backlog:
             metrics.PAGES.labels("archive", "found").inc()
             return Segment(after, _dense(archived))
         metrics.PAGES.labels("archive", "gone").inc()
-        return Gone(_floor(archived) or oldest)
+        return Gone(archived[0].before if archived else oldest)
 
     async def _from_log(self, master_id: int, after: Position) -> list[Record]:
         """What the log holds right behind `after`; behind a hole when the log was trimmed; nothing if unknown."""
@@ -235,13 +235,6 @@ def _dense(records: Iterable[Record]) -> list[Record]:
             break
         dense.append(record)
     return dense
-
-
-def _floor(records: list[Record]) -> Position | None:
-    if not records:
-        return None
-    first = records[0]
-    return Position(first.epoch, max(0, first.sequence - 1))
 
 
 def _parse_position(text: str) -> Position | None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from execution.common.v1 import position_pb2
 from services.common.clock import Clock
 from services.common.errors import ServiceError
 from services.fanout import metrics
 from services.fanout.domain import errors
 from services.fanout.domain.codec import Message
 from services.fanout.domain.cursor import Cursor
-from services.fanout.domain.lag import LagLimits, Verdict, judge
+from services.fanout.domain.lag import Lag, LagLimits, Verdict, judge
 from services.fanout.domain.stream import ProgressCache, Stream
 from services.fanout.edge import StreamWriter
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Delivery:
         if message.signals:
             metrics.DELIVERIES.inc(message.signals)
             metrics.LATENCY_MS.observe((self._clock.now_us() - message.received_at_us) / 1_000)
+        elif message.gap_reason:
+            metrics.GAPS.labels(_gap_name(message.gap_reason)).inc()
 
     def fetched(self, cursor: Cursor) -> None:
         """A page that was asked for has come or will not: the next wait is a new one."""
@@ -89,14 +95,26 @@ class Delivery:
         verdict, limit = judge(lag, self._limits)
         if verdict is Verdict.END:
             metrics.SLOW_READERS.labels("ended", limit).inc()
+            self._log_lag("ended", limit, lag)
             error = errors.slow_reader(limit, self.stream.positions)
             self.stream.end(error)
             self._finish(error, at_once=True)
         elif verdict is Verdict.WARN and not self._is_warned:
             metrics.SLOW_READERS.labels("warned", limit).inc()
+            self._log_lag("warned", limit, lag)
             self._is_warned = True
         elif verdict is Verdict.FINE:
             self._is_warned = False
+
+    def _log_lag(self, action: str, limit: str, lag: Lag) -> None:
+        _log.warning(
+            "slow reader %s: beyond %s, %d signals and %.1f s behind",
+            action,
+            limit,
+            lag.signals,
+            lag.seconds,
+            extra={"user.id": self.stream.reader.user_id, "stream.id": self.stream.stream_id},
+        )
 
     def _finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         if not self._is_finished:
@@ -111,3 +129,8 @@ class Delivery:
                 self._needs.page(self, cursor)
         for cursor in self.stream.turned():
             self._needs.turned(self, cursor)
+
+
+def _gap_name(reason: int) -> str:
+    named = position_pb2.GapReason.DESCRIPTOR.values_by_number.get(reason)
+    return str(reason) if named is None else named.name.removeprefix("GAP_REASON_")

@@ -126,11 +126,6 @@ class Hub:
             delivery.pump()
         return len(woken)
 
-    def waiting_for_snapshot(self, master_id: int) -> bool:
-        """Whether some stream waits for a snapshot of the master."""
-        followers = self._followers.get(master_id, {})
-        return any(cursor.log is None or cursor.place.value == "snapshot" for cursor in followers)
-
     def end_all(self, error: ServiceError) -> None:
         """Ends every stream for the same reason."""
         for delivery in self:

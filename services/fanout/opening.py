@@ -15,6 +15,7 @@ from services.fanout.domain.cursor import Cursor
 from services.fanout.domain.errors import PositionUnavailableError, Unavailable
 from services.fanout.domain.position import BEGINNING, Position, held
 from services.fanout.domain.request import Begin, Start
+from services.fanout.domain.resume import Reach, reach_of
 from services.fanout.domain.ring import MasterLog, Ring, Segment
 from services.fanout.domain.stream import Reader, Stream, StreamLimits
 from services.fanout.entitlements import Entitlement, Identity
@@ -22,10 +23,13 @@ from services.fanout.entitlements import Entitlement, Identity
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A stream that is about to begin; `snapshots` are the cursors that wait for one."""
+    """A stream that is about to begin."""
 
     stream: Stream
     snapshots: tuple[Cursor, ...]
+    """The cursors that wait for a snapshot."""
+    resumed: tuple[Cursor, ...]
+    """The cursors that go on after a position."""
 
 
 class Opening:
@@ -67,8 +71,11 @@ class Opening:
             page = pages.get(cursor.master_id)
             if page is not None:
                 stream.feed(cursor, page, self._clock.now_us())
-        waiting = [cursors[index] for index, one in enumerate(wanted) if one.begin is Begin.SNAPSHOT]
-        return Opened(stream, tuple(waiting))
+        return Opened(
+            stream,
+            snapshots=tuple(stream.cursors[one.master_id] for one in wanted if one.begin is Begin.SNAPSHOT),
+            resumed=tuple(stream.cursors[one.master_id] for one in wanted if one.begin is Begin.AFTER),
+        )
 
     async def head(self, master_id: int) -> Position:
         """The last position of a master, as far as this process or the log knows.
@@ -108,12 +115,14 @@ class Opening:
 
     async def _check_one(self, log: MasterLog, after: Position) -> Segment | Gone | None:
         """None: the ring goes on from there."""
-        if after > log.head:
-            # Another process may have read further than this one has by now.
-            return None if after <= await self.head(log.master_id) else Gone(None)
-        if log.covers(after):
-            return None
-        return await self._backlog.read(log.master_id, after)
+        match reach_of(log, after):
+            case Reach.RING:
+                return None
+            case Reach.AHEAD:
+                # Another process may have read further than this one has by now.
+                return None if after <= await self.head(log.master_id) else Gone(None)
+            case Reach.BEHIND:
+                return await self._backlog.read(log.master_id, after)
 
     async def _unavailable(self, log: MasterLog, requested: Position, gone: Gone) -> Unavailable:
         snapshot = await signal_log.read_snapshot(self._client, log.master_id)

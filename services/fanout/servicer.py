@@ -30,6 +30,7 @@ from services.fanout.live import LiveEntitlements
 from services.fanout.opening import Opening
 from services.fanout.recorder import Recorder
 from services.fanout.snapshots import Snapshots
+from services.fanout.standing import Standing
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["FanoutService"].full_name
 SUBSCRIBE: Final = f"/{SERVICE}/Subscribe"
@@ -54,6 +55,7 @@ class FanoutServicer:
         opening: Opening,
         snapshots: Snapshots,
         recorder: Recorder,
+        standing: Standing,
         needs: Needs,
         clock: Clock,
         lag_limits: LagLimits,
@@ -65,6 +67,7 @@ class FanoutServicer:
         self._opening = opening
         self._snapshots = snapshots
         self._recorder = recorder
+        self._standing = standing
         self._needs = needs
         self._clock = clock
         self._lag_limits = lag_limits
@@ -99,6 +102,8 @@ class FanoutServicer:
             await self._settle(delivery, token, identity)
             for cursor in opened.snapshots:
                 self._snapshots.begin(delivery, cursor)
+            for cursor in opened.resumed:
+                self._standing.learn(delivery, cursor)
             await writer.run(delivery)
         finally:
             self._live.closed(delivery)

@@ -21,6 +21,8 @@ class FanoutSettings(ServiceSettings):
     # The ring: what is shared by all streams and never read twice.
     ring_records_per_master_max: int = Field(default=50_000, ge=16)
     ring_memory_bytes_max: int = Field(default=128 * 1024 * 1024, ge=65_536)
+    ring_masters_max: int = Field(default=20_000, ge=1)
+    """Beyond this, masters whom nobody follows are forgotten until they are asked for again."""
     fill_entries_max: int = Field(default=20_000, ge=0)
     """Entries of the log that are read at start."""
     fill_bytes_max: int = Field(default=16 * 1024 * 1024, ge=0)
@@ -83,6 +85,9 @@ class FanoutSettings(ServiceSettings):
     record_interval_seconds: float = Field(default=0.5, gt=0, le=10)
     record_batch_max: int = Field(default=10_000, ge=1, le=10_000)
     record_pending_max: int = Field(default=200_000, ge=1)
+
+    standing_calls_max: int = Field(default=8, ge=1)
+    """Subscriptions that are looked up at the ledger at once, to learn whether a resuming subscriber is in step."""
 
     drain_jitter_seconds: float = Field(default=5.0, ge=0)
     """Clients of a draining process are told to reconnect at moments spread over this time."""

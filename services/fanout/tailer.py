@@ -37,6 +37,7 @@ class TailLimits:
     fill_bytes_max: int
     block_ms: int
     entries_max: int
+    masters_max: int
 
 
 class Tailer:
@@ -162,8 +163,11 @@ class Tailer:
             self._index.note(EntryKey(entry.id.ms, entry.id.number), one)
             batch.runs.extend(one.runs)
         metrics.TAILED_ENTRIES.inc(len(entries))
+        metrics.TAILED_SIGNALS.inc(sum(len(run.batch.signals) for run in batch.runs))
         grown, snapshots = self._intake.apply(batch)
         self._hub.log_grew(grown)
+        if len(self._hub.ring) > self._limits.masters_max:
+            self._intake.discard(lambda log: not self._hub.has_followers(log))
         for master_id in snapshots:
             self._on_snapshot(master_id)
 

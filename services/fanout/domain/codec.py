@@ -20,14 +20,19 @@ _VARINT_1_BYTE: Final = 0x80
 
 
 class Message:
-    """One ready message of a stream. `signals` is how many it carries, `received_at_us` when the oldest came in."""
+    """One ready message of a stream.
 
-    __slots__ = ("data", "received_at_us", "signals")
+    `signals` is how many it carries, `received_at_us` when the oldest of them came in, `gap_reason` why positions will
+    not come if it is a Gap.
+    """
 
-    def __init__(self, data: bytes, signals: int = 0, received_at_us: int = 0) -> None:
+    __slots__ = ("data", "gap_reason", "received_at_us", "signals")
+
+    def __init__(self, data: bytes, signals: int = 0, received_at_us: int = 0, gap_reason: int = 0) -> None:
         self.data = data
         self.signals = signals
         self.received_at_us = received_at_us
+        self.gap_reason = gap_reason
 
 
 def varint(value: int) -> bytes:
@@ -80,7 +85,7 @@ def gap_message(
     getattr(gap, "from").CopyFrom(position_pb(first))  # `from` is a keyword of Python
     gap.to.CopyFrom(position_pb(last))
     gap.resume_after.CopyFrom(position_pb(resume_after))
-    return _message(pb.SubscribeResponse(gap=gap))
+    return Message(pb.SubscribeResponse(gap=gap).SerializeToString(), gap_reason=reason)
 
 
 def snapshot_message(snapshot: snapshot_pb2.Snapshot) -> Message:

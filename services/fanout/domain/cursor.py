@@ -137,6 +137,21 @@ class Cursor:
         self.sync_target = target
         self._sync_reason_at_target = reason
 
+    def was_known_as(self, sync: Sync) -> None:
+        """Takes over how the subscriber stood before this stream; what happened in it meanwhile counts more.
+
+        One who was in the middle of a full sync, or of whom nothing is known, is in step as soon as everything up to
+        now was told: it holds what it resumed after, and nothing is missing behind it.
+        """
+        if self.sync is not Sync.UNKNOWN or self.sync_target is not None:
+            return
+        if sync is Sync.SYNCED:
+            self.sync = Sync.SYNCED
+        elif sync is Sync.DEGRADED_GAP:
+            self._turn(sync, "positions were missed before and there was no full sync since")
+        else:
+            self.in_step_at(max(self.log.head, self.position), "everything was delivered")
+
     def note_sync(self) -> None:
         """Sees whether the target is reached."""
         if self.sync_target is not None and self.scanned >= self.sync_target:
@@ -209,6 +224,7 @@ class Cursor:
 
     def _find(self) -> None:
         self._segment = self.log
+        self._ahead = False
         if self.log.covers(self.position):
             self.place = Place.LIVE
             self.was_live = True

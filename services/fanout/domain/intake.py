@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from execution.common.v1 import position_pb2, signal_pb2
 from execution.ingest.v1 import log_pb2
@@ -36,14 +36,20 @@ class Intake:
         self._ring.trim()
         return list(grown.values()), snapshots
 
+    def discard(self, is_idle: Callable[[MasterLog], bool]) -> int:
+        """Forgets the masters that `is_idle` allows; returns how many."""
+        gone = self._ring.discard(is_idle)
+        for master_id in [one for one in self._trackers if self._ring.get(one) is None]:
+            del self._trackers[master_id]
+        return gone
+
     def clear(self) -> None:
         """Forgets everything: the log is another one."""
         self._ring.clear()
         self._trackers.clear()
 
     def _append(self, log: MasterLog, run: log_pb2.LogRun) -> bool:
-        floor = before(run)
-        if floor > log.head:
+        if before(run) > log.head:
             # What lies between was not read: stops may have moved unseen.
             self._trackers.pop(run.master_id, None)
         tracker = self._trackers.get(run.master_id)
@@ -51,7 +57,7 @@ class Intake:
             tracker = self._trackers[run.master_id] = StopTracker(self._tracked_positions_max)
         appended = False
         for record in records_of_run(run, after=log.head, tracker=tracker):
-            appended = self._ring.append(log, record, floor) or appended
+            appended = self._ring.append(log, record) or appended
         return appended
 
 

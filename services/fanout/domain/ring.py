@@ -50,6 +50,11 @@ class SignalRecord:
         """The signal's place."""
         return Position(self.epoch, self.sequence)
 
+    @property
+    def before(self) -> Position:
+        """The place that it follows."""
+        return Position(self.epoch, self.sequence - 1)
+
     def follows(self, position: Position) -> bool:
         """Whether a reader at `position` misses nothing before this."""
         return self.epoch == position.epoch and self.sequence == position.sequence + 1
@@ -86,6 +91,11 @@ class GapRecord:
         """The last missing place."""
         return Position(self.epoch, self.sequence)
 
+    @property
+    def before(self) -> Position:
+        """The place that it follows."""
+        return Position(self.epoch, self.first_sequence - 1)
+
     def follows(self, position: Position) -> bool:
         """Whether a reader at `position` misses nothing before this."""
         return self.epoch == position.epoch and self.first_sequence <= position.sequence + 1 <= self.sequence
@@ -111,12 +121,17 @@ class EpochRecord:
         """Where the new epoch begins."""
         return Position(self.epoch, self.sequence)
 
+    @property
+    def before(self) -> Position:
+        """The place that it follows."""
+        return held(self.previous)
+
     def follows(self, position: Position) -> bool:
         """Whether a reader at `position` misses nothing before this but what the record itself tells.
 
         A reader may hold more of the former epoch than the log had left, because it read it before the loss.
         """
-        return held(self.previous) <= position < self.position
+        return self.before <= position < self.position
 
 
 Record = SignalRecord | GapRecord | EpochRecord
@@ -293,16 +308,13 @@ class Ring:
             log = self._logs[master_id] = MasterLog(master_id, held(head))
         return log
 
-    def append(self, log: MasterLog, record: Record, floor: Position) -> bool:
-        """Adds a record whose place before it is `floor`; False when the log has it already.
-
-        What reaches behind the head leaves a hole, and the log begins anew at `floor`.
-        """
+    def append(self, log: MasterLog, record: Record) -> bool:
+        """Adds a record; False when the log has it already. One that leaves a hole lets the log begin anew."""
         if record.position <= log.head:
             return False
         before = log.memory_bytes
         if not record.follows(log.head):
-            log.restart(floor)
+            log.restart(record.before)
         log.append(record)
         if len(log) > self._records_per_master_max:
             log.forget(max(1, len(log) // _EVICT_SHARE))
@@ -323,8 +335,8 @@ class Ring:
         self._memory_bytes = 0
 
     def discard(self, is_idle: Callable[[MasterLog], bool]) -> int:
-        """Forgets empty logs that `is_idle` allows; returns how many."""
-        gone = [log.master_id for log in self._logs.values() if not len(log) and is_idle(log)]
+        """Forgets the logs that `is_idle` allows; returns how many. What they held is still behind the ring."""
+        gone = [log.master_id for log in self._logs.values() if is_idle(log)]
         for master_id in gone:
-            del self._logs[master_id]
+            self._memory_bytes -= self._logs.pop(master_id).memory_bytes
         return len(gone)

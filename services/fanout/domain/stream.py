@@ -244,6 +244,12 @@ class Stream:
             self._control.append(cursor.start_with(snapshot))
             self._see(cursor, now_us)
 
+    def stood(self, cursor: Cursor, sync: Sync, now_us: int) -> None:
+        """The ledger knows how the subscriber stood before this stream."""
+        if self.cursors.get(cursor.master_id) is cursor:
+            cursor.was_known_as(sync)
+            self._see(cursor, now_us)
+
     def acknowledge(self, master_id: int, position: Position, now_us: int) -> None:
         """The reader has processed everything up to `position`."""
         cursor = self.cursors.get(master_id)
@@ -300,6 +306,9 @@ class Stream:
     def _tell_sync(self, cursor: Cursor, now_us: int) -> None:
         cursor.sync_changed = False
         self._turned.append(cursor)
+        if cursor.pause is not Pause.NONE:
+            # A pause counts before sync; what sync is then is told when the pause ends.
+            return
         state = _STATES[cursor.sync]
         self._control.append(state_change_message(cursor.master_id, state, cursor.sync_reason, now_us))
 

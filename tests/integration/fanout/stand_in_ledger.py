@@ -1,4 +1,4 @@
-"""The ledger's calls that the fan-out makes, on a real gRPC server, over dictionaries that a test can read and change."""
+"""The ledger's calls that the fan-out makes, on a real gRPC server, over dictionaries that a test can change."""
 
 from __future__ import annotations
 
@@ -71,6 +71,11 @@ class StandInLedger:
             user.subscriptions[master_id] = Subscription(f"subscription-{number}-{master_id}", master_id)
         self.users[token] = user
         return user
+
+    def sync_state(self, user_id: str, master_id: int) -> subscription_pb.SyncState.ValueType:
+        """What was recorded last."""
+        states = [one.sync_state for one in self.recorded.get((user_id, master_id), []) if one.sync_state]
+        return states[-1] if states else subscription_pb.SYNC_STATE_UNSPECIFIED
 
     def archive_signals(self, master_id: int, first: int, last: int, *, epoch: int = 1) -> None:
         for sequence in range(first, last + 1):
@@ -166,6 +171,22 @@ class Licenses(license_service_pb2_grpc.LicenseServiceServicer):
 class Subscriptions(subscription_service_pb2_grpc.SubscriptionServiceServicer):
     def __init__(self, ledger: StandInLedger) -> None:
         self._ledger = ledger
+
+    async def GetSubscription(
+        self, request: subscription_pb.GetSubscriptionRequest, context: rpc.Context
+    ) -> subscription_pb.GetSubscriptionResponse:
+        for user in self._ledger.users.values():
+            for one in user.subscriptions.values():
+                if one.subscription_id == request.subscription_id:
+                    return subscription_pb.GetSubscriptionResponse(
+                        subscription=subscription_pb.Subscription(
+                            subscription_id=one.subscription_id,
+                            user_id=user.user_id,
+                            master_id=one.master_id,
+                            sync_state=self._ledger.sync_state(user.user_id, one.master_id),
+                        )
+                    )
+        raise NotFoundError("no such subscription")
 
     async def RecordPositions(
         self, request: subscription_pb.RecordPositionsRequest, context: rpc.Context
