@@ -14,7 +14,7 @@ from ecp_client.clock import ServerClock, monotonic_us, wall_us
 from ecp_client.copying import Copier, Protection, QuoteSource, Reason
 from ecp_client.disk import FsyncPolicy
 from ecp_client.errors import ClosedError
-from ecp_client.positions import Position
+from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.events import Batch, SubscriberEvent, SyncState
 from ecp_client.subscriber.journal import Journal
 from ecp_client.subscriber.processing import Hooks, Processor, SubscriberStats
@@ -153,7 +153,8 @@ class Subscriber:
 
     def position(self, master_id: int) -> Position | None:
         """Everything up to here was processed; None before the stream began. Raises KeyError when not followed."""
-        return self._processor.session.tracks[master_id].held
+        held = self._processor.session.tracks[master_id].held
+        return None if held == BEGINNING else held
 
     def state(self, master_id: int) -> SyncState:
         """Where this subscriber stands with a master. Raises KeyError when it is not followed."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from grpc import aio
 
@@ -14,7 +15,11 @@ from ecp_client.channels import open_channel
 from ecp_client.subscriber.events import OutcomesDropped, OutcomesRefused, SubscriberEvent
 from ecp_client.subscriber.reporting import Outcomes
 from ecp_client.subscriber.settings import SubscriberSettings
-from execution.risk.v1.risk_service_pb2_grpc import RiskServiceAsyncStub, RiskServiceStub
+from execution.risk.v1.risk_service_pb2_grpc import RiskServiceStub
+
+if TYPE_CHECKING:
+    # Known to the type stubs alone.
+    from execution.risk.v1.risk_service_pb2_grpc import RiskServiceAsyncStub
 
 logger = logging.getLogger("ecp_client.subscriber")
 

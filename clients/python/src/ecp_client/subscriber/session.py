@@ -187,7 +187,7 @@ class SubscriberSession:
             # In the usual case the sequences follow and nothing else has to be looked at.
             if position[1] != held[1] + 1 or position[0] != held[0]:
                 previous = Position(sequenced.previous_epoch, sequenced.previous_sequence)
-                if previous > held:
+                if previous > held and not (held == BEGINNING and previous.sequence == 0):
                     delivery.gaps.append(self._jump(track, held, previous))
                     continue
             held = position

@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from grpc import aio
 
@@ -18,7 +19,11 @@ from ecp_client.subscriber.events import StreamEnded, StreamOpened
 from ecp_client.subscriber.processing import Processor
 from ecp_client.subscriber.settings import SubscriberSettings
 from execution.fanout.v1 import fanout_service_pb2 as pb
-from execution.fanout.v1.fanout_service_pb2_grpc import FanoutServiceAsyncStub, FanoutServiceStub
+from execution.fanout.v1.fanout_service_pb2_grpc import FanoutServiceStub
+
+if TYPE_CHECKING:
+    # Known to the type stubs alone.
+    from execution.fanout.v1.fanout_service_pb2_grpc import FanoutServiceAsyncStub
 
 logger = logging.getLogger("ecp_client.subscriber")
 
