@@ -92,11 +92,8 @@ class DetectorStore:
                 await connection.execute(setting)
             if not await connection.fetchval(QUERIES.lock_check, CHECK_LOCK):
                 raise AbortedError("a check is running", reason="CHECK_RUNNING")
-            try:
-                yield Check(connection, self._parameters)
-            finally:
-                if not connection.is_closed():
-                    await connection.fetchval(QUERIES.unlock_check, CHECK_LOCK)
+            # The pool's reset of a connection that comes back releases the lock and the settings.
+            yield Check(connection, self._parameters)
 
     async def state(self) -> DetectorState:
         """Where the detector stands."""

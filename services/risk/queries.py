@@ -24,7 +24,6 @@ class RiskQueries:
     get_decision: str
     list_decisions: str
     lock_check: str
-    unlock_check: str
     wait_for_check: str
     hold_fence: str
     detector_state: str

@@ -124,9 +124,6 @@ limit $2
 -- name: lock_check
 select pg_try_advisory_lock($1::bigint)
 
--- name: unlock_check
-select pg_advisory_unlock($1::bigint)
-
 -- name: wait_for_check
 select pg_advisory_xact_lock($1::bigint)
 

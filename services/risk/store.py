@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 
 from services.common import pg
-from services.common.errors import FailedPreconditionError
+from services.common.errors import FailedPreconditionError, UnavailableError
 from services.risk.domain.decisions import Decision
 from services.risk.domain.explanation import explain
 from services.risk.domain.ladder import NEWCOMER, Level, Standing, level_of_override
@@ -80,6 +80,14 @@ class RiskStore:
 
         An event that is there already is a duplicate or, with another body, a conflict; neither changes anything.
         """
+        try:
+            return await self._store(user_id, outcomes)
+        except UnavailableError:
+            # It may come back restored from an older copy, in which numbers stand for other users.
+            self._user_numbers.clear()
+            raise
+
+    async def _store(self, user_id: UUID, outcomes: NewOutcomes) -> Stored:
         user_no = await self.user_number(user_id)
         days = self._days(outcomes.occurred_at)
         try:
