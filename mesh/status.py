@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,12 +81,13 @@ def read(connection: Connection) -> Status:
     for service in SERVICES:
         status.health[service] = _health(connection, service)
     archived: dict[int, int] = {}
-    for label, step in (
+    steps: list[tuple[str, Callable[[], None]]] = [
         ("archive", lambda: archived.update(_archive(connection, status))),
         ("heads", lambda: _heads(connection, status, archived)),
         ("streams", lambda: _streams(connection, status)),
         ("risk", lambda: _risk(connection, status)),
-    ):
+    ]
+    for label, step in steps:
         try:
             step()
         except grpc.RpcError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from mesh.demo.stores import LogContent, Stores
 from mesh.errors import MeshError
 
 ARCHIVE_SECONDS_MAX = 120.0
+# The promise is one second; the rest is for a machine that also runs everything else.
+PAUSE_REACHES_US_MAX = 5_000_000
 ARCHIVE_POLL_SECONDS = 0.2
 # Any other reason to skip an opening, such as signals missing, must not occur; it shows as a mismatched position.
 PROTECTIONS = frozenset({Reason.SLIPPAGE, Reason.LATENCY, Reason.NOT_HELD, Reason.VOLUME_MIN})
@@ -50,7 +53,7 @@ async def collect(
         archive=archive,
         snapshots=snapshots,
         subscribers=[
-            await asyncio.to_thread(_subscriber_book, folder / "subscribers", one, one.user_id in paused)
+            await asyncio.to_thread(_subscriber_book, folder / "subscribers", one, paused.get(one.user_id))
             for one in subscribers
         ],
         ledger_balanced=balanced,
@@ -79,15 +82,20 @@ def _master_book(folder: Path, master: MasterCredentials) -> MasterBook:
     )
 
 
-def _subscriber_book(folder: Path, subscriber: SubscriberCredentials, was_paused: bool) -> SubscriberBook:
+def _subscriber_book(
+    folder: Path, subscriber: SubscriberCredentials, paused_at_us: int | None
+) -> SubscriberBook:
     name = subscriber.role.name
     received: dict[int, list[Position]] = {master_id: [] for master_id in subscriber.master_ids}
     refused: defaultdict[int, set[Position]] = defaultdict(set)
     gaps: list[ToldGap] = []
+    late_openings = 0
+    too_late_us = PAUSE_REACHES_US_MAX + (sys.maxsize if paused_at_us is None else paused_at_us)
     for entry in read_journal(folder / name / "journal"):
         at: Position = (entry.position.epoch, entry.position.sequence)
         if entry.entry_type is EntryType.SIGNAL:
             received[entry.master_id].append(at)
+            late_openings += entry.kind in OPENING and entry.received_at_us > too_late_us
             if entry.action == Action.SKIP and entry.kind in OPENING and entry.reason in PROTECTIONS:
                 refused[entry.master_id].add(at)
         elif entry.entry_type is EntryType.GAP:
@@ -98,7 +106,8 @@ def _subscriber_book(folder: Path, subscriber: SubscriberCredentials, was_paused
         name=name,
         user_id=subscriber.user_id,
         volume_percent=subscriber.role.volume_percent,
-        was_paused=was_paused,
+        was_paused=paused_at_us is not None,
+        late_openings=late_openings,
         received=received,
         refused={master_id: frozenset(positions) for master_id, positions in refused.items()},
         gaps=gaps,

@@ -27,6 +27,7 @@ from mesh.demo.latency import Latencies
 HONEST_REFUSALS_PERCENT = 2
 FAKED_REFUSALS_PERCENT = 88
 SIGNAL_AGE_MS_MAX = 120_000
+PAUSES = {SyncState.PAUSED_CLOSE_ONLY, SyncState.PAUSED_ALL}
 MARKET_KINDS = frozenset({signal_pb2.SIGNAL_KIND_OPEN, signal_pb2.SIGNAL_KIND_PENDING_PLACE})
 
 
@@ -39,6 +40,7 @@ class Follower(AbstractAsyncContextManager["Follower"]):
         self.received = 0
         self.refused = 0
         self.cable: Cable | None = None
+        self.events: list[str] = []
         self._spec = spec
         self._folder = folder / self.name
         self._latencies = latencies
@@ -92,6 +94,11 @@ class Follower(AbstractAsyncContextManager["Follower"]):
             state = "cut off"
         return {"name": self.name, "state": state, "received": self.received, "refused": self.refused}
 
+    def take_events(self) -> list[str]:
+        """What happened since the last call, for the board."""
+        events, self.events = self.events, []
+        return events
+
     def write_holdings(self) -> None:
         """Leaves what its account holds, by the master's tickets, for the reconciliation."""
         holdings = {}
@@ -114,7 +121,10 @@ class Follower(AbstractAsyncContextManager["Follower"]):
 
     def _on_event(self, event: SubscriberEvent) -> None:
         if isinstance(event, StateChanged):
+            paused = event.state in PAUSES and not PAUSES & set(self._states.values())
             self._states[event.master_id] = event.state
+            if paused:
+                self.events.append(f"{self.name}: {event.state.value.replace('_', ' ')}. {event.reason}")
 
     def _protection(self, sequenced: signal_pb2.SequencedSignal, decision: Decision) -> Reason:
         """Refuses now and then, as a real slippage protection would, or nearly always, as one who fakes it would."""

@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 from mesh.demo import wire
+from mesh.demo.cast import Behaviour
 from mesh.demo.follower import Follower
 from mesh.demo.latency import Latencies
 from mesh.demo.wire import Message, Wire
@@ -26,10 +27,11 @@ CATCH_UP_SECONDS_MAX = 120.0
 class Company:
     """All followers of the process, by name."""
 
-    def __init__(self, line: Wire, followers: list[Follower], latencies: Latencies) -> None:
+    def __init__(self, line: Wire, followers: list[Follower], latencies: Latencies, cut: Latencies) -> None:
         self._line = line
         self._followers = {follower.name: follower for follower in followers}
         self._latencies = latencies
+        self._cut_latencies = cut
 
     async def connect(self) -> None:
         """Waits until everybody's streams have begun."""
@@ -60,9 +62,10 @@ class Company:
             now, rows = loop.time(), [follower.row() for follower in self._followers.values()]
             count = sum(row["received"] for row in rows)
             p50, p99 = self._latencies.recent_percentiles_ms(50, 99)
+            events = [text for follower in self._followers.values() for text in follower.take_events()]
             await self._line.send(
                 {
-                    "kind": "subscribers", "rows": rows, "p50_ms": p50, "p99_ms": p99,
+                    "kind": "subscribers", "rows": rows, "events": events, "p50_ms": p50, "p99_ms": p99,
                     "deliveries_per_second": (count - last_count) / (now - last),
                 }
             )  # fmt: skip
@@ -77,25 +80,31 @@ class Company:
         for follower in self._followers.values():
             follower.write_holdings()
             await follower.subscriber.close()
-        p50, p90, p99, most = self._latencies.percentiles_ms(50, 90, 99, 100)
-        latency = {"p50": p50, "p90": p90, "p99": p99, "max": most, "samples": len(self._latencies)}
+        latency = {**_summary(self._latencies), "behind_the_cut": _summary(self._cut_latencies)}
         await self._line.send(
             {"kind": "closed", "unfinished": [one.name for one in behind], "latency_ms": latency}
         )
 
 
+def _summary(latencies: Latencies) -> dict[str, float | None]:
+    p50, p90, p99, most = latencies.percentiles_ms(50, 90, 99, 100)
+    return {"p50": p50, "p90": p90, "p99": p99, "max": most, "samples": len(latencies)}
+
+
 async def play(spec: dict[str, Any]) -> None:
     """Plays all subscribers of the spec until the demo closes the wire."""
-    latencies = Latencies()
+    # What waited behind the cut cable says how long the cut was, not how quick the mesh is.
+    latencies, cut = Latencies(), Latencies()
     async with AsyncExitStack() as stack:
         line = await wire.connect(Path(spec["wire"]))
         stack.callback(line.close)
         shared = {"fanout": spec["fanout"], "risk": spec["risk"]}
-        followers = [
-            await stack.enter_async_context(Follower({**one, **shared}, Path(spec["folder"]), latencies))
-            for one in spec["subscribers"]
-        ]
-        company = Company(line, followers, latencies)
+        followers = []
+        for one in spec["subscribers"]:
+            own = cut if one["behaviour"] == Behaviour.CUT_OFF else latencies
+            follower = Follower({**one, **shared}, Path(spec["folder"]), own)
+            followers.append(await stack.enter_async_context(follower))
+        company = Company(line, followers, latencies, cut)
         await company.connect()
         reporter = asyncio.create_task(company.report())
         stack.callback(reporter.cancel)

@@ -60,12 +60,16 @@ class ToldGap:
 
 @dataclass(frozen=True, slots=True)
 class SubscriberBook:
-    """A subscriber's own books: what came, in order, what it refused, what it was told is missing, what it holds."""
+    """A subscriber's own books: what came, in order, what it refused, what it was told is missing, what it holds.
+
+    late_openings counts signals that open risk and came long after the subscriber was paused.
+    """
 
     name: str
     user_id: str
     volume_percent: int
     was_paused: bool
+    late_openings: int
     received: Mapping[int, list[Position]]
     refused: Mapping[int, frozenset[Position]]
     gaps: list[ToldGap]
@@ -117,6 +121,8 @@ def reconcile(evidence: Evidence) -> Reconciliation:
     for master in evidence.masters:
         _compare_master(master, evidence, found)
     for subscriber in evidence.subscribers:
+        if subscriber.late_openings:
+            found.differ(f"{subscriber.name}: got {subscriber.late_openings} openings long after its pause")
         for master in evidence.masters:
             if master.master_id in subscriber.received:
                 _compare_stream(subscriber, master, evidence, found)

@@ -21,7 +21,7 @@ class Report:
     rate_wanted: float
     found: Reconciliation
     ledger_balanced: bool
-    latency_ms: dict[str, float | None]
+    latency_ms: dict[str, Any]
     masters: int
     subscribers: int
     paused: list[str]

@@ -208,9 +208,9 @@ class Demo:
                     known = board.subscribers[row["name"]]
                     known.state, known.received, known.refused = row["state"], row["received"], row["refused"]
                 board.deliveries_per_second = message["deliveries_per_second"]
+                for text in message["events"]:
+                    board.tell(text)
                 board.latency_p50_ms, board.latency_p99_ms = message["p50_ms"], message["p99_ms"]
-            case "event":
-                board.tell(message["text"])
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
@@ -248,7 +248,7 @@ class Demo:
         for name, score in scores.items():
             row = self.board.subscribers[name]
             if score < 50 <= (100 if row.trust is None else row.trust):
-                self.board.tell(f"{name}: trust fell to {score:.0f}; risk pauses it")
+                self.board.tell(f"{name}: trust fell to {score:.0f}")
             row.trust = score
 
     async def _reconcile(self, closed: Message) -> Report:

@@ -38,9 +38,10 @@ _UNBALANCED = """
 """
 _JOURNALS = "select count(*) from ledger.journals"
 _PAUSED = """
-    select distinct s.user_id::text
+    select s.user_id::text, (extract(epoch from min(h.changed_at)) * 1000000)::bigint
       from ledger.subscription_history h join ledger.subscriptions s using (subscription_id)
      where h.change = 'pause' and h.new_value <> 0 and s.user_id = any($1::uuid[])
+     group by s.user_id
 """
 
 
@@ -99,9 +100,9 @@ class Stores:
         """Whether there are journals and each of them sums to zero per asset."""
         return not await self._database.fetchval(_UNBALANCED) and await self._database.fetchval(_JOURNALS) > 0
 
-    async def paused_users(self, user_ids: list[str]) -> set[str]:
-        """Those of these users of whom a subscription was ever paused."""
-        return {row[0] for row in await self._database.fetch(_PAUSED, user_ids)}
+    async def paused_users(self, user_ids: list[str]) -> dict[str, int]:
+        """Those of these users who were ever paused, and when first, in microseconds."""
+        return {row[0]: row[1] for row in await self._database.fetch(_PAUSED, user_ids)}
 
     async def _runs(self) -> AsyncIterator[log_pb2.LogRun]:
         start = b"-"

@@ -43,6 +43,7 @@ def sound_evidence(*, refuse: bool = False, withhold: bool = False) -> Evidence:
         user_id="u",
         volume_percent=50,
         was_paused=withhold,
+        late_openings=0,
         received={MASTER: [entry.position for entry in log if entry.position not in withheld]},
         refused={MASTER: refused},
         gaps=[ToldGap(MASTER, at, at, position_pb2.GAP_REASON_WITHHELD) for at in withheld],
@@ -147,6 +148,10 @@ def hold_what_is_closed(evidence: Evidence) -> Evidence:
     return with_subscriber(evidence, holdings={MASTER: more})
 
 
+def open_after_the_pause(evidence: Evidence) -> Evidence:
+    return with_subscriber(evidence, was_paused=True, late_openings=3)
+
+
 def store_an_old_snapshot(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, snapshots={MASTER: snapshot_pb2.Snapshot()})
 
@@ -171,6 +176,7 @@ def unbalance(evidence: Evidence) -> Evidence:
         (withhold_a_close, "unexplained_gaps"),
         (hold_what_is_closed, "mismatched_positions"),
         (store_an_old_snapshot, None),
+        (open_after_the_pause, None),
         (unbalance, None),
     ],
 )
