@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
 import pytest
 import redis.exceptions
+import trustme
 
 from mesh.embedded import redis as embedded_redis
 from services.common import errors, stream, tail
@@ -66,6 +70,42 @@ async def test_a_url_of_another_kind_is_a_configuration_error_without_the_url(ur
     with pytest.raises(errors.ConfigurationError, match="REDIS_URL: is not a redis://"):
         async with stream.connect(url):
             pass
+
+
+async def test_rediss_checks_the_servers_certificate(redis_url: str, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    async with tls_in_front_of(redis_url, context) as port:
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}"
+        async with stream.connect(f"{url}/ca.pem") as client, stream.connect(f"{url}/other.pem") as wrong:
+            assert await client.ping()
+            with pytest.raises(errors.UnavailableError) as caught, stream.translating():
+                await wrong.ping()
+    assert caught.value.reason == "REDIS_UNREACHABLE"
+
+
+@asynccontextmanager
+async def tls_in_front_of(redis_url: str, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A port that speaks TLS and hands the bytes on to the Redis of a unix:// or redis:// URL."""
+    url = urlsplit(redis_url)
+
+    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if url.scheme == "unix":
+            behind = await asyncio.open_unix_connection(url.path)
+        else:
+            behind = await asyncio.open_connection(url.hostname, url.port or 6379)
+        await asyncio.gather(hand_on(reader, behind[1]), hand_on(behind[0], writer), return_exceptions=True)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1]
 
 
 async def test_wrong_commands_pass_through(client: Redis) -> None:
