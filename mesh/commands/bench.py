@@ -1,0 +1,56 @@
+"""`ecp bench`: measures one service at a time beside its yardstick; a benchmark is one function here.
+
+To add one, write bench/NAME.py with what it does and one command here that calls it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(
+    name="bench",
+    help="Measure a service beside its yardstick, on two cores of this machine.",
+    no_args_is_help=True,
+)
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write machine and results to this file.", dir_okay=False)
+]
+PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw a chart, SVG.", dir_okay=False)]
+Runs = Annotated[int, typer.Option(min=1, max=100, help="Runs of each measurement; the median counts.")]
+Seconds = Annotated[float, typer.Option(min=0.5, max=600, help="Length of one run, after its warm-up.")]
+
+
+@bench.callback()
+def _group() -> None:
+    """Keeps `ecp bench NAME` a group even while it has one command."""
+
+
+@bench.command()
+def ingest(
+    json_file: JsonFile = None,
+    plot_file: PlotFile = None,
+    seconds: Seconds = 4,
+    runs: Runs = 5,
+    connections: Annotated[int, typer.Option(min=1, max=250, help="Masters, each on its connection.")] = 64,
+) -> None:
+    """Signed signals a second and latency of acknowledgements through one front door on one core."""
+    from rich.console import Console
+
+    from bench.ingest import IngestOptions, measure
+    from bench.result import check_writable, print_table, write_json
+    from mesh.process import run_until_signalled
+
+    for path in (json_file, plot_file):
+        check_writable(path)
+    console = Console(stderr=True)
+    options = IngestOptions(seconds=seconds, runs=runs, connections=connections)
+    report = run_until_signalled(measure(options, lambda line: console.print(line, highlight=False)))
+    print_table(Console(), report.machine, report.results)
+    if json_file:
+        write_json(json_file, report.machine, report.results)
+    if plot_file:
+        plot_file.write_text(report.chart(), encoding="utf-8")
