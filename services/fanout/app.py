@@ -89,15 +89,16 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
                 tick_age_seconds_max=settings.health_tick_age_seconds_max,
             )
         )
-        server_ready: asyncio.Future[rpc.Server] = asyncio.get_running_loop().create_future()
+        draining = asyncio.Event()
         await stack.enter_async_context(
             tasks.background(
                 parts.tailer.run(),
+                parts.tailer.audit_forever(),
                 parts.events.run(),
                 parts.hub.tick_forever(),
                 parts.live.refresh_forever(),
                 parts.recorder.run(),
-                _announce_and_drain(server_ready, parts),
+                _drain(draining, parts.hub),
             )
         )
         server = await stack.enter_async_context(
@@ -106,25 +107,21 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
                 [rpc.registration(add_to_server, parts.servicer)],
                 authorizer=rpc.authorizer(settings, ALLOWED),
                 serving_at_once=False,
+                draining=draining,
             )
         )
-        server_ready.set_result(server)
+        await stack.enter_async_context(tasks.background(_announce(server, parts)))
         yield Running(server.port, served.port, parts.hub)
 
 
-async def _announce_and_drain(server_ready: asyncio.Future[rpc.Server], parts: _Parts) -> None:
-    """Tells health when streams can be opened, and streams when the server is about to end."""
-    server = await server_ready
-    announcing = asyncio.create_task(_announce(server, parts), name="announce")
-    try:
-        await server.draining.wait()
-    finally:
-        announcing.cancel()
-        await asyncio.gather(announcing, return_exceptions=True)
-    parts.hub.drain()
+async def _drain(draining: asyncio.Event, hub: Hub) -> None:
+    """Lets the streams end as soon as the server begins to."""
+    await draining.wait()
+    hub.drain()
 
 
 async def _announce(server: rpc.Server, parts: _Parts) -> None:
+    """Tells health when streams can be opened."""
     await parts.tailer.filled.wait()
     await parts.events.following.wait()
     await server.set_all_serving(True)
@@ -256,6 +253,7 @@ def _tail_limits(settings: FanoutSettings) -> TailLimits:
         block_ms=settings.tail_block_ms,
         entries_max=settings.tail_entries_max,
         masters_max=settings.ring_masters_max,
+        audit_interval_seconds=settings.audit_interval_seconds,
     )
 
 

@@ -50,7 +50,7 @@ class Hub:
         return len(self._deliveries)
 
     def __iter__(self) -> Iterator[Delivery]:
-        """All streams in ascending order of stream_id."""
+        """All streams, in no order; those that come or go meanwhile do no harm."""
         return iter(tuple(self._deliveries.values()))
 
     def of_user(self, user_id: str) -> tuple[Delivery, ...]:
@@ -110,6 +110,10 @@ class Hub:
             followers.pop(cursor, None)
             if not followers:
                 del self._followers[cursor.master_id]
+
+    def followed(self) -> list[int]:
+        """The masters that some stream follows."""
+        return list(self._followers)
 
     def has_followers(self, log: MasterLog) -> bool:
         """Whether a stream follows the master."""

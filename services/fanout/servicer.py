@@ -150,7 +150,8 @@ class FanoutServicer:
     ) -> pb.ListStreamsResponse:
         """A page of the open streams."""
         after, size = page_of(request)
-        streams = [one.stream for one in self._hub if one.stream.stream_id > after][: size + 1]
+        later = [one.stream for one in self._hub if one.stream.stream_id > after]
+        streams = sorted(later, key=lambda stream: stream.stream_id)[: size + 1]
         response = pb.ListStreamsResponse(streams=[_stream_info(stream) for stream in streams[:size]])
         if len(streams) > size:
             response.next_page_token = str(streams[size - 1].stream_id)

@@ -32,6 +32,8 @@ class FanoutSettings(ServiceSettings):
     # The tail of the log.
     tail_block_ms: int = Field(default=1_000, ge=1)
     tail_entries_max: int = Field(default=500, ge=1)
+    audit_interval_seconds: float = Field(default=2.0, gt=0)
+    """How often the heads that the log tells are compared with what was read."""
     coalescing_delay_seconds_max: float = Field(default=0.004, ge=0, le=1)
     """The longest rest between two rounds of writing; the busier the process, the nearer to it."""
     load_max: float = Field(default=0.6, gt=0, le=1)

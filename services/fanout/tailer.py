@@ -21,6 +21,7 @@ from services.fanout import metrics
 from services.fanout.domain.index import EntryKey, LogIndex
 from services.fanout.domain.intake import Intake
 from services.fanout.domain.pacing import Pacing
+from services.fanout.domain.position import Position
 from services.fanout.hub import Hub
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class TailLimits:
     block_ms: int
     entries_max: int
     masters_max: int
+    audit_interval_seconds: float
 
 
 class Tailer:
@@ -72,6 +74,7 @@ class Tailer:
         self._shard = shard
         self._name = stream.log_name(shard)
         self._log_id: str | None = None
+        self._is_caught_up = False
 
     async def run(self) -> None:
         """Fills the ring from the end of the log, then follows it, until cancelled; outages are waited out."""
@@ -82,7 +85,8 @@ class Tailer:
         async with aclosing(events):  # type: ignore[type-var]  # tail is an async generator
             async for event in events:
                 match event:
-                    case tail.Entries(entries):
+                    case tail.Entries(entries, caught_up):
+                        self._is_caught_up = caught_up
                         await self._round(entries)
                     case tail.Connected():
                         self.is_connected = True
@@ -101,6 +105,37 @@ class Tailer:
                         _log.warning("the log went back from %s to %s", cursor, last)
                         await self._look_again(went_back=True)
 
+    async def audit_forever(self) -> None:
+        """Compares the heads that the log tells with what was read: nothing may go missing in silence.
+
+        A head that was told one interval ago and has not been read since, although everything was, is one that the
+        log let go of before it was read. Readers are then served from behind the ring, or told what is gone.
+        """
+        told: dict[int, Position] = {}
+        while True:
+            await asyncio.sleep(self._limits.audit_interval_seconds)
+            if not (self.is_connected and self.filled.is_set()):
+                told.clear()
+                continue
+            try:
+                if self._is_caught_up:
+                    self._catch_up_with(told)
+                heads = await signal_log.read_heads(self._client, self._hub.followed(), shard=self._shard)
+            except UnavailableError:
+                told.clear()
+            else:
+                told = {master_id: Position(*head.position) for master_id, head in heads.items()}
+
+    def _catch_up_with(self, told: dict[int, Position]) -> None:
+        for master_id, head in told.items():
+            log = self._hub.ring.get(master_id)
+            if log is None or head <= log.head:
+                continue
+            metrics.TAIL_BROKEN.labels("missed").inc()
+            _log.warning("master %s stands at %s, of which the log told nothing", master_id, tuple(head))
+            if self._intake.advance(log, head):
+                self._hub.log_grew([log])
+
     async def _fill_at_start(self) -> EntryId:
         backoff = Backoff(initial_seconds=0.1, cap_seconds=2.0, floor_seconds=0.05)
         while True:
@@ -112,7 +147,7 @@ class Tailer:
                 _log.warning("the log cannot be read yet: %s", error.message)
                 await asyncio.sleep(backoff.next_delay())
                 continue
-            self.is_connected = True
+            self.is_connected = self._is_caught_up = True
             self.filled.set()
             _log.info("the ring holds %d masters up to entry %s", len(self._hub.ring), last)
             return last

@@ -36,6 +36,11 @@ class Intake:
         self._ring.trim()
         return list(grown.values()), snapshots
 
+    def advance(self, log: MasterLog, head: Position) -> bool:
+        """The master's stream stands at `head`; False when that is known already."""
+        self._trackers.pop(log.master_id, None)
+        return self._ring.advance(log, head)
+
     def discard(self, is_idle: Callable[[MasterLog], bool]) -> int:
         """Forgets the masters that `is_idle` allows; returns how many."""
         gone = self._ring.discard(is_idle)

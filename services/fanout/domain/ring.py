@@ -271,7 +271,8 @@ class MasterLog(Segment):
         """Lets go of everything and begins anew behind a hole."""
         self.forget(len(self._records))
         self.floor = floor
-        self._slices.clear()
+        # A cursor that had read everything stands before the hole, not behind it.
+        self._base += 1
 
     def __len__(self) -> int:
         return len(self._records)
@@ -319,6 +320,14 @@ class Ring:
         if len(log) > self._records_per_master_max:
             log.forget(max(1, len(log) // _EVICT_SHARE))
         self._memory_bytes += log.memory_bytes - before
+        return True
+
+    def advance(self, log: MasterLog, head: Position) -> bool:
+        """The stream stands at `head`, and what led there was not seen; False when the log knows as much or more."""
+        if head <= log.head:
+            return False
+        self._memory_bytes -= log.memory_bytes
+        log.restart(head)
         return True
 
     def trim(self) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from execution.common.v1 import position_pb2, signal_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
@@ -18,6 +19,7 @@ from services.fanout.settings import FanoutSettings
 from tests.integration.fanout.stand_in_ledger import OPERATOR_TOKEN, SERVICE_TOKEN, StandInLedger
 
 WAIT_SECONDS = 30.0
+SERVICE = "execution.fanout.v1.FanoutService"
 
 
 def fanout_settings(redis_url: str, ledger: StandInLedger, **overrides: object) -> FanoutSettings:
@@ -72,12 +74,10 @@ async def fanout_running(loaded: FanoutSettings) -> AsyncIterator[Fanout]:
 
 
 async def until_serving(channel: grpc.aio.Channel) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
     stub = health_pb2_grpc.HealthStub(channel)
     async with asyncio.timeout(WAIT_SECONDS):
         while True:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), wait_for_ready=True)
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             await asyncio.sleep(0.01)

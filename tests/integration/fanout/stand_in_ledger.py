@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import grpc
 from redis.asyncio import Redis
 
 from execution.common.v1 import position_pb2, signal_pb2
@@ -63,6 +63,17 @@ class StandInLedger:
     recorded: dict[tuple[str, int], list[subscription_pb.SubscriberPosition]] = field(default_factory=dict)
     authenticate_calls: int = 0
     _event_id: int = 0
+    _recorded: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def next_record(self) -> None:
+        """Waits until positions are recorded."""
+        self._recorded.clear()
+        await self._recorded.wait()
+
+    def record(self, positions: Iterable[subscription_pb.SubscriberPosition]) -> None:
+        for one in positions:
+            self.recorded.setdefault((one.user_id, one.master_id), []).append(one)
+        self._recorded.set()
 
     def add_user(self, token: str, *master_ids: int, lifetime_us: int = 3_600_000_000) -> User:
         number = len(self.users) + 1
@@ -91,6 +102,20 @@ class StandInLedger:
                 received_at_us=now_us(),
             )
             self.archive.setdefault(master_id, []).append(archive_pb.ArchivedRecord(signal=sequenced))
+
+    def archive_gap(
+        self, master_id: int, first: tuple[int, int], last: tuple[int, int], resume: tuple[int, int]
+    ) -> None:
+        gap = archive_pb.ArchivedGap(
+            master_id=master_id,
+            to=position_pb2.StreamPosition(epoch=last[0], sequence=last[1]),
+            reason=position_pb2.GAP_REASON_REJECTED
+            if resume[0] == last[0]
+            else position_pb2.GAP_REASON_LOG_LOST,
+            resume_after=position_pb2.StreamPosition(epoch=resume[0], sequence=resume[1]),
+        )
+        getattr(gap, "from").CopyFrom(position_pb2.StreamPosition(epoch=first[0], sequence=first[1]))
+        self.archive.setdefault(master_id, []).append(archive_pb.ArchivedRecord(gap=gap))
 
     async def pause(self, user: User, master_id: int, scope: license_pb.PauseScope.ValueType) -> None:
         subscription = user.subscriptions[master_id]
@@ -191,8 +216,7 @@ class Subscriptions(subscription_service_pb2_grpc.SubscriptionServiceServicer):
     async def RecordPositions(
         self, request: subscription_pb.RecordPositionsRequest, context: rpc.Context
     ) -> subscription_pb.RecordPositionsResponse:
-        for one in request.positions:
-            self._ledger.recorded.setdefault((one.user_id, one.master_id), []).append(one)
+        self._ledger.record(request.positions)
         return subscription_pb.RecordPositionsResponse(recorded=len(request.positions))
 
 
@@ -244,4 +268,4 @@ async def standing_in(redis: Redis) -> AsyncIterator[StandInLedger]:
         yield ledger
 
 
-__all__ = ["OPERATOR_TOKEN", "SERVICE_TOKEN", "StandInLedger", "User", "grpc", "standing_in"]
+__all__ = ["OPERATOR_TOKEN", "SERVICE_TOKEN", "StandInLedger", "User", "standing_in"]

@@ -126,6 +126,13 @@ class WrittenLog:
             positions += [(epoch, last + 1 + index) for index in range(size)]
         return positions
 
+    def next_signals(self, master_id: int, count: int) -> bytes:
+        """The next entry with `count` signals, for a test that appends it in its own way."""
+        epoch, last = self.heads.get(master_id, (1, 0))
+        self.heads[master_id] = (epoch, last + count)
+        made = [signal(last + 1 + index) for index in range(count)]
+        return log_pb2.LogBatch(runs=[batch_run(master_id, last + 1, made, epoch=epoch)]).SerializeToString()
+
     async def gap(self, master_id: int, count: int) -> None:
         """Declares the next `count` sequences as a hole."""
         epoch, last = self.heads.get(master_id, (1, 0))

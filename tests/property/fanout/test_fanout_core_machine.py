@@ -21,7 +21,7 @@ from services.fanout.domain.filter import Pause
 from services.fanout.domain.intake import Intake, records_of_run
 from services.fanout.domain.position import BEGINNING, Position
 from services.fanout.domain.resume import Reach, reach_of
-from services.fanout.domain.ring import Record, Ring, Segment
+from services.fanout.domain.ring import MasterLog, Record, Ring, Segment
 from services.fanout.domain.stream import ProgressCache, Reader, Stream, StreamLimits
 
 MASTERS = (1, 2)
@@ -297,10 +297,22 @@ class FanoutMachine(RuleBasedStateMachine):
         self.tailed += len(batch.runs)
         grown, _ = self.intake.apply(batch)
         for log in grown:
-            for model in self.models:
-                cursor = model.stream.cursors.get(log.master_id)
-                if cursor is not None:
-                    model.stream.wake(cursor)
+            self.wake(log)
+
+    def wake(self, log: MasterLog) -> None:
+        for model in self.models:
+            cursor = model.stream.cursors.get(log.master_id)
+            if cursor is not None:
+                model.stream.wake(cursor)
+
+    @rule()
+    def audit(self) -> None:
+        """Heads that the log tells and that were not read, although everything was."""
+        if self.tailed < len(self.world.log):
+            return
+        for log in self.ring:
+            if self.intake.advance(log, self.world.histories[log.master_id].head):
+                self.wake(log)
 
     @rule(filled=st.integers(0, 6))
     def restart(self, filled: int) -> None:
@@ -322,6 +334,12 @@ class FanoutMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 6))
     def trim_archive(self, count: int) -> None:
         del self.world.archive[:count]
+
+    @rule(count=st.integers(1, 4))
+    def trim_log_before_it_is_read(self, count: int) -> None:
+        """The process was away for longer than the log holds: what comes next leaves a hole in its ring."""
+        del self.world.log[: self.tailed + count]
+        self.tailed = 0
 
     # --- readers
 
@@ -398,7 +416,7 @@ class FanoutMachine(RuleBasedStateMachine):
         self.models.append(model)
         return model
 
-    def log_of(self, master: int):
+    def log_of(self, master: int) -> MasterLog:
         """The ring's log; as the service does, it begins at the log's head when the ring has none."""
         return self.ring.get(master) or self.ring.open(master, self.world.histories[master].head)
 
@@ -451,6 +469,7 @@ class FanoutMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Pumped dry, everybody stands at the head."""
         self.tail(10_000)
+        self.audit()
         for model in self.models:
             self.pump_dry(model)
         self.time_passes(2)
