@@ -51,7 +51,7 @@ def _ms(value: float | None) -> str:
 def _headline(board: Board) -> Panel:
     text = Text.assemble(
         (f"{board.phase}  ", "bold"),
-        f"{board.elapsed_seconds:.0f} of {board.seconds:.0f} s   ",
+        f"{min(board.elapsed_seconds, board.seconds):.0f} of {board.seconds:.0f} s   ",
         (f"{board.signals_acknowledged}", "bold cyan"), f" signals acknowledged ({board.signals_per_second:.0f}/s)   ",
         (f"{board.deliveries}", "bold cyan"), f" deliveries ({board.deliveries_per_second:.0f}/s)   ",
         "latency p50 ", (_ms(board.latency_p50_ms), "bold"), "  p99 ", (_ms(board.latency_p99_ms), "bold"),
