@@ -35,6 +35,7 @@ CUT_AT, CUT_FOR_SECONDS_MAX, ROTATE_AT = 0.25, 5.0, 0.5
 LICENSE_OVERLAP_SECONDS = 2
 READY_SECONDS_MAX = 60.0
 FINISH_SECONDS_MAX = 180.0
+CHECKS_TO_PAUSE, CHECK_SECONDS_MAX = 2, 60.0
 TRUST_POLL_SECONDS = 1.0
 BOARD_SECONDS = 0.25
 
@@ -90,6 +91,7 @@ class Demo:
             ended = await traders.hear("ended", seconds_max=FINISH_SECONDS_MAX)
             await followers.tell("finish", heads=ended["heads"])
             closed = await followers.hear("closed", seconds_max=FINISH_SECONDS_MAX)
+            await self._last_checks()
         self.board.phase = "reconciling"
         return await self._reconcile(closed)
 
@@ -192,6 +194,17 @@ class Demo:
                     return await asyncio.to_thread(call)
                 except grpc.RpcError:
                     await asyncio.sleep(TRUST_POLL_SECONDS)
+
+    async def _last_checks(self) -> None:
+        """Lets risk look at everything that was reported; a pause needs two checks that agree."""
+        stub = self._connection.stub("risk", risk_service_pb2_grpc.RiskServiceStub)
+
+        def check() -> str:
+            stub.RunCheck(risk_service_pb2.RunCheckRequest(), timeout=CHECK_SECONDS_MAX)
+            return "checked"
+
+        for _ in range(CHECKS_TO_PAUSE):
+            await self._persistently(check)
 
     def _player(self, behaviour: Behaviour) -> SubscriberCredentials:
         return next(one for one in self.subscribers if one.role.behaviour is behaviour)
