@@ -68,9 +68,9 @@ def channel_credentials(files: ClientFiles) -> grpc.ChannelCredentials:
     Raises:
         ConfigurationError: a file cannot be read.
     """
-    certificate = None if files.certificate is None else _read(files.certificate)
-    key = None if files.key is None else _read(files.key)
-    return grpc.ssl_channel_credentials(_read(files.ca), key, certificate)
+    certificate = None if files.certificate is None else read_pem(files.certificate)
+    key = None if files.key is None else read_pem(files.key)
+    return grpc.ssl_channel_credentials(read_pem(files.ca), key, certificate)
 
 
 class _Reloading:
@@ -96,8 +96,8 @@ class _Reloading:
         return configuration
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        chain = [(_read(self._files.key), _read(self._files.certificate))]
-        client_ca = None if self._files.client_ca is None else _read(self._files.client_ca)
+        chain = [(read_pem(self._files.key), read_pem(self._files.certificate))]
+        client_ca = None if self._files.client_ca is None else read_pem(self._files.client_ca)
         return grpc.ssl_server_certificate_configuration(chain, client_ca)
 
     def _stamp_of_files(self) -> tuple[tuple[int, int, int] | None, ...]:
@@ -113,7 +113,12 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return state.st_ino, state.st_mtime_ns, state.st_size
 
 
-def _read(path: Path) -> bytes:
+def read_pem(path: Path) -> bytes:
+    """The content of a PEM file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is not PEM.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(PEM_BYTES_MAX + 1)

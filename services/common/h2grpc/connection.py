@@ -1,0 +1,513 @@
+"""One HTTP/2 connection: bytes to h2, h2's events to calls, calls' frames to the transport; it runs no handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import grpc
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    PingAckReceived,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+
+from services.common.h2grpc import metrics
+from services.common.h2grpc.call import Call
+from services.common.h2grpc.context import CallContext
+from services.common.h2grpc.guard import AbuseError, Allowance, Bucket, FrameGuard
+from services.common.h2grpc.h2_bypass import FrameMaker, ReadyStream, ServerConnection
+from services.common.h2grpc.handlers import Method
+from services.common.h2grpc.messages import MessageDecoder, StatusError, status_headers
+from services.common.h2grpc.out_stream import OutStream
+from services.common.h2grpc.requests import HttpRefusal, Request, request_of
+from services.common.h2grpc.settings import Http2Settings
+
+_log = logging.getLogger(__name__)
+
+_LINGER_SECONDS: Final = 0.5
+_STREAM_ID_MAX: Final = 2**31 - 1
+_EARLY_RESET_SECONDS: Final = 1.0
+# Clients give up streams, but not hundreds within a second of opening each.
+_EARLY_RESETS: Final = Allowance("rapid_reset", 100, 10)
+_DRAIN_PING: Final = b"draining"
+_KEEPALIVE_PING: Final = b"areyouup"
+
+
+@dataclass(slots=True)
+class Serving:
+    """What the connections of one server share."""
+
+    settings: Http2Settings
+    methods: Mapping[bytes, Method]
+    connections: dict[Connection, None] = field(default_factory=dict)
+    maker: FrameMaker = field(default_factory=FrameMaker)
+    on_idle: Callable[[], None] = lambda: None
+    """Called when a connection has ended."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection from its acceptance to its loss."""
+
+    __slots__ = (
+        "_age_at",
+        "_drain_until",
+        "_early_resets",
+        "_guard",
+        "_loop",
+        "_peer",
+        "_pinged_at",
+        "_serving",
+        "_stopped",
+        "_unfinished",
+        "accepted_at",
+        "calls",
+        "h2",
+        "heard_at",
+        "is_ended",
+        "is_paused",
+        "maker",
+        "quiet_since",
+        "sent_frames",
+        "takes_calls",
+        "transport",
+        "waiting",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
+        settings = serving.settings
+        self._serving = serving
+        self._loop = loop
+        self._guard = FrameGuard(header_block_bytes_max=4 * settings.http2_header_list_bytes_max)
+        self._early_resets: Bucket | None = None
+        self._peer = ""
+        self._pinged_at: float | None = None
+        self._drain_until: float | None = None
+        self._age_at: float | None = None
+        self.maker = serving.maker
+        self.h2 = ServerConnection(
+            streams_max=settings.http2_streams_per_connection_max,
+            header_list_bytes_max=settings.http2_header_list_bytes_max,
+        )
+        self._unfinished: list[int] = []
+        self._stopped: list[int] = []
+        self.calls: dict[int, Call] = {}
+        self.waiting: dict[OutStream, None] = {}
+        self.is_paused = False
+        self.is_ended = False
+        self.takes_calls = True
+        self.sent_frames = 0
+        self.accepted_at = self.heard_at = self.quiet_since = loop.time()
+
+    # What the event loop tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Says hello, or goodbye if there are too many."""
+        self.transport = cast(asyncio.Transport, transport)
+        metrics.ACCEPTED.inc()
+        settings = self._serving.settings
+        self._peer = _peer_name(transport.get_extra_info("peername"))
+        self.transport.set_write_buffer_limits(high=settings.http2_output_bytes_high)
+        self.transport.write(self.h2.preface())
+        age_seconds = settings.grpc_connection_age_seconds_max
+        if age_seconds is not None:
+            # Spread by a tenth, so that connections of one moment do not all come back at one moment.
+            self._age_at = self.accepted_at + age_seconds * random.uniform(0.9, 1.1)
+        connections = self._serving.connections
+        connections[self] = None
+        metrics.CONNECTIONS.set(len(connections))
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self.end("alpn", ErrorCodes.INADEQUATE_SECURITY, b"choose h2 by ALPN")
+        elif len(connections) > settings.http2_connections_max:
+            self.end("connections", ErrorCodes.ENHANCE_YOUR_CALM, b"too many connections")
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what the peer sent."""
+        if self.is_ended:
+            return
+        self.heard_at = self._loop.time()
+        self._pinged_at = None
+        try:
+            self._guard.receive_data(data, self.heard_at, self.sent_frames)
+            self._handle_all(self.h2.receive_data(data))
+        except AbuseError as error:
+            self._end_for_abuse(error)
+        except ProtocolError as error:
+            self._end_for_protocol_error(error)
+        else:
+            self.flush_h2()
+            self._check_output()
+
+    def pause_writing(self) -> None:
+        """The peer does not read as fast as is written."""
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        """The peer has read."""
+        self.is_paused = False
+        self._flush_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone: so are its calls."""
+        self.is_ended = True
+        self.takes_calls = False
+        for call in tuple(self.calls.values()):
+            call.cancel()
+        connections = self._serving.connections
+        connections.pop(self, None)
+        metrics.CONNECTIONS.set(len(connections))
+        if not connections:
+            self._serving.on_idle()
+
+    # What calls and streams need.
+
+    def now(self) -> float:
+        """The event loop's time in seconds."""
+        return self._loop.time()
+
+    def flush_h2(self) -> None:
+        """Writes what h2 has to say."""
+        data = self.h2.data_to_send()
+        if data and not self.is_ended:
+            self.transport.write(data)
+
+    def sending_ended(self, stream_id: int) -> None:
+        """A response is complete; a request that is not may stop."""
+        call = self.calls.get(stream_id)
+        if self.h2.streams[stream_id].open:
+            # RFC 9113, 8.1 lets us ask it to stop sending. Clients that still do take that for a failure and lose the
+            # status that has just come, so they have a moment first.
+            self._unfinished.append(stream_id)
+        self.flush_h2()
+        if call is not None and call.task is not None and call.task.done():
+            self.call_ended(call)
+
+    def request_taken(self, stream_id: int, flow_bytes: int) -> None:
+        """Opens the windows again for what was taken."""
+        if flow_bytes and not self.is_ended:
+            self.h2.acknowledge_received_data(flow_bytes, stream_id)
+            self.flush_h2()
+
+    def call_ended(self, call: Call) -> None:
+        """A handler has returned; its stream may still have to send."""
+        if call.out.is_open:
+            return
+        self.calls.pop(call.out.stream_id, None)
+        if not self.calls:
+            self.quiet_since = self._loop.time()
+            if not self.takes_calls:
+                self._close()
+
+    # How it ends.
+
+    def drain(self, grace_seconds: float, reason: str) -> None:
+        """Tells the peer to open no more streams; ends when its calls have, or after `grace_seconds`."""
+        if self.is_ended or self._drain_until is not None:
+            return
+        metrics.ENDED.labels(reason).inc()
+        self._drain_until = self._loop.time() + grace_seconds
+        # RFC 9113, 6.8: first a GOAWAY that excludes nothing; after a round trip the one that does.
+        self.transport.write(self.h2.goaway(ErrorCodes.NO_ERROR, last_stream_id=_STREAM_ID_MAX))
+        self.h2.ping(_DRAIN_PING)
+        self.flush_h2()
+
+    def end(self, reason: str, error_code: ErrorCodes, note: bytes = b"") -> None:
+        """Ends the connection and its calls now, with a GOAWAY that the peer gets a moment to read."""
+        if self.is_ended:
+            return
+        metrics.ENDED.labels(reason).inc()
+        self.transport.write(self.h2.goaway(error_code, note=note))
+        self._linger()
+
+    def look_after(self, now: float) -> None:
+        """Sees about once a second whether time has come for something."""
+        settings = self._serving.settings
+        if self.is_ended:
+            return
+        if not self._guard.has_begun:
+            if now - self.accepted_at > settings.http2_handshake_seconds_max:
+                self._abort("handshake")
+        elif self._drain_until is not None:
+            self._look_after_drain(now, self._drain_until)
+        elif self._age_at is not None and now > self._age_at:
+            self.drain(settings.http2_connection_age_grace_seconds, "age")
+        elif not self.calls and now - self.quiet_since > settings.http2_idle_seconds_max:
+            self.drain(settings.http2_keepalive_timeout_seconds, "idle")
+        if not self._is_over():
+            self._keep_alive(now)
+        if not self._is_over():
+            self._look_after_calls(now)
+
+    def _is_over(self) -> bool:
+        return self.is_ended
+
+    def _look_after_drain(self, now: float, until: float) -> None:
+        if now > until:
+            for call in tuple(self.calls.values()):
+                call.fail(grpc.StatusCode.UNAVAILABLE, "the connection is being closed")
+            self._stop_taking_calls()
+            self._close()
+        elif self.takes_calls and now > until - self._serving.settings.http2_keepalive_timeout_seconds / 2:
+            self._stop_taking_calls()
+
+    def _keep_alive(self, now: float) -> None:
+        settings = self._serving.settings
+        if self._pinged_at is not None:
+            if now - self._pinged_at > settings.http2_keepalive_timeout_seconds:
+                self._abort("keepalive")
+        elif now - self.heard_at > settings.http2_keepalive_seconds:
+            self._pinged_at = now
+            self.h2.ping(_KEEPALIVE_PING)
+            self.flush_h2()
+
+    def _look_after_calls(self, now: float) -> None:
+        settings = self._serving.settings
+        if self._stopped:
+            self._stop_senders(self._stopped)
+        self._stopped, self._unfinished = self._unfinished, []
+        for out in tuple(self.waiting):
+            if out.stalled_since is not None and now - out.stalled_since > settings.http2_stall_seconds_max:
+                self._reset(out.stream_id, ErrorCodes.CANCEL, "stall")
+        for call in tuple(self.calls.values()):
+            if call.is_waiting_for_request and now - call.opened_at > settings.http2_request_seconds_max:
+                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time")
+
+    def _stop_senders(self, stream_ids: Iterable[int]) -> None:
+        """Resets requests that go on though they were answered a second ago."""
+        for stream_id in stream_ids:
+            stream = self.h2.streams.get(stream_id)
+            if stream is not None and stream.open:
+                self.h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+        self.flush_h2()
+
+    def _stop_taking_calls(self) -> None:
+        if self.takes_calls and not self.is_ended:
+            self.takes_calls = False
+            self.transport.write(self.h2.goaway(ErrorCodes.NO_ERROR))
+            if not self.calls:
+                self._close()
+
+    def _end_for_abuse(self, error: AbuseError) -> None:
+        metrics.ABUSE.labels(error.limit).inc()
+        _log.info("peer broke the limit %s", error.limit, extra={"client.address": self._peer})
+        if error.limit == "preface":
+            self._abort("preface")
+        else:
+            self.end("abuse", error.error_code, error.limit.encode())
+
+    def _end_for_protocol_error(self, error: ProtocolError) -> None:
+        """h2 has a GOAWAY ready that says why."""
+        _log.info("protocol error: %s", error, extra={"client.address": self._peer})
+        if error.error_code is ErrorCodes.ENHANCE_YOUR_CALM:
+            metrics.ABUSE.labels("header_list").inc()
+        metrics.ENDED.labels("protocol").inc()
+        self.flush_h2()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Closes a moment later, or the peer's unread bytes would make the kernel drop our last ones."""
+        self.is_ended = True
+        for call in tuple(self.calls.values()):
+            call.cancel()
+        self._loop.call_later(_LINGER_SECONDS, self.transport.abort)
+
+    def _close(self) -> None:
+        if not self.is_ended:
+            self.is_ended = True
+            self.transport.close()
+            # A peer that reads nothing keeps a closing transport open for ever.
+            self._loop.call_later(
+                self._serving.settings.http2_keepalive_timeout_seconds, self.transport.abort
+            )
+
+    def _abort(self, reason: str) -> None:
+        metrics.ENDED.labels(reason).inc()
+        self.is_ended = True
+        self.transport.abort()
+
+    def _check_output(self) -> None:
+        """Answers to a peer that reads nothing, to its pings for example, must not pile up."""
+        if (
+            self.is_paused
+            and self.transport.get_write_buffer_size() > self._serving.settings.http2_output_bytes_max
+        ):
+            metrics.ABUSE.labels("output").inc()
+            self._abort("output")
+
+    # What h2 tells.
+
+    def _handle_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if self.is_ended:
+                return
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case WindowUpdated():
+                self._window_updated(event.stream_id)
+            case DataReceived():
+                self._data(event)
+            case RequestReceived():
+                self._request(event)
+            case StreamEnded():
+                self._stream_ended(event.stream_id)
+            case StreamReset():
+                self._stream_reset(event)
+            case RemoteSettingsChanged():
+                self._flush_waiting()
+            case PingAckReceived() if event.ping_data == _DRAIN_PING and self._drain_until is not None:
+                self._stop_taking_calls()
+            case ConnectionTerminated():
+                # It opens no more streams; those that are open go on.
+                self.takes_calls = False
+                if not self.calls:
+                    self._close()
+            case _:
+                pass
+
+    def _window_updated(self, stream_id: int) -> None:
+        if stream_id:
+            call = self.calls.get(stream_id)
+            if call is not None and call.out in self.waiting:
+                del self.waiting[call.out]
+                call.out.flush()
+        elif self.waiting:
+            self._flush_waiting()
+
+    def _flush_waiting(self) -> None:
+        """Each in turn takes what the connection has left; who gets nothing comes first the next time."""
+        waiting, self.waiting = self.waiting, {}
+        for out in waiting:
+            if self.is_paused:
+                self.waiting[out] = None
+            else:
+                out.flush()
+
+    def _request(self, event: RequestReceived) -> None:
+        stream_id = event.stream_id
+        stream = self.h2.find(stream_id)
+        if stream is None:  # reset by its next frame, which h2 has seen already
+            self._count_early_reset()
+            return
+        settings = self._serving.settings
+        if not self.takes_calls:
+            self._refuse(stream_id, "draining")
+            return
+        if len(self.calls) >= settings.http2_streams_per_connection_max:
+            self._refuse(stream_id, "streams")
+            return
+        out = OutStream(self, stream_id, ReadyStream(self.h2, stream, self.maker))
+        try:
+            request = request_of(
+                event.headers,
+                self._serving.methods,
+                header_list_bytes_max=settings.http2_header_list_bytes_max,
+            )
+        except HttpRefusal as refusal:
+            metrics.REFUSED_STREAMS.labels("http").inc()
+            self.h2.send_headers(stream_id, [(b":status", b"%d" % refusal.status)], end_stream=True)
+            out.close()
+            self.sending_ended(stream_id)
+        except StatusError as error:
+            metrics.REFUSED_STREAMS.labels(error.code.name.lower()).inc()
+            out.finish(status_headers(error.code.value[0], error.message))
+        else:
+            self._begin(out, request)
+
+    def _begin(self, out: OutStream, request: Request) -> None:
+        now, limit = self._loop.time(), self._serving.settings.grpc_message_bytes_max
+        timeout_seconds = request.timeout_seconds
+        context = CallContext(
+            out,
+            metadata=request.metadata,
+            peer=self._peer,
+            timeout_seconds=timeout_seconds,
+            serialize=request.method.serialize,
+            message_bytes_max=limit,
+        )
+        call = Call(self, request.method, context, MessageDecoder(message_bytes_max=limit), now)
+        self.calls[out.stream_id] = call
+        call.begin(timeout_seconds)
+
+    def _data(self, event: DataReceived) -> None:
+        flow_bytes = event.flow_controlled_length or 0
+        call = self.calls.get(event.stream_id)
+        if call is None:
+            # The answer is complete already; what still comes must not close the connection's window.
+            self.h2.acknowledge_received_data(flow_bytes, event.stream_id)
+            return
+        try:
+            call.receive_data(event.data or b"", flow_bytes)
+        except StatusError as error:
+            call.fail(error.code, error.message)
+            return
+        if call.is_waiting_for_request and len(event.data or b"") < call.buffered_bytes:
+            self._check_requests(call)
+
+    def _check_requests(self, call: Call) -> None:
+        kept = sum(one.buffered_bytes for one in self.calls.values() if one.is_waiting_for_request)
+        if kept > self._serving.settings.http2_request_bytes_max:
+            metrics.REFUSED_STREAMS.labels("request_bytes").inc()
+            call.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many incomplete requests on this connection")
+
+    def _stream_ended(self, stream_id: int) -> None:
+        call = self.calls.get(stream_id)
+        if call is not None:
+            try:
+                call.end_of_request()
+            except StatusError as error:
+                call.fail(error.code, error.message)
+
+    def _stream_reset(self, event: StreamReset) -> None:
+        call = self.calls.get(event.stream_id)
+        if call is None:
+            return
+        if self._loop.time() - call.opened_at < _EARLY_RESET_SECONDS:
+            self._count_early_reset()
+        call.cancel()
+
+    def _count_early_reset(self) -> None:
+        now = self._loop.time()
+        if self._early_resets is None:
+            self._early_resets = Bucket(_EARLY_RESETS, now, 0)
+        self._early_resets.spend(now, 0)
+
+    def _refuse(self, stream_id: int, reason: str) -> None:
+        metrics.REFUSED_STREAMS.labels(reason).inc()
+        if reason == "streams":
+            self._count_early_reset()
+        self.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+
+    def _reset(self, stream_id: int, error_code: ErrorCodes, reason: str) -> None:
+        metrics.RESET_STREAMS.labels(reason).inc()
+        call = self.calls.get(stream_id)
+        if call is not None:
+            call.cancel()
+        if self.h2.find(stream_id) is not None:
+            self.h2.reset_stream(stream_id, error_code)
+        self.flush_h2()
+
+
+def _peer_name(address: object) -> str:
+    """The peer as gRPC spells it."""
+    if not isinstance(address, tuple) or len(address) < 2:
+        return "unix:"
+    if ":" in str(address[0]):
+        return f"ipv6:[{address[0]}]:{address[1]}"
+    return f"ipv4:{address[0]}:{address[1]}"
