@@ -1,6 +1,7 @@
 """The master's side: a durable outbox, the front door's protocol, and clients for asyncio and for plain threads."""
 
-from ecp_client.master.client import Master, MasterStats
+from ecp_client.master.client import Master
+from ecp_client.master.delivery import MasterStats
 from ecp_client.master.events import (
     Acknowledged,
     Disconnected,

@@ -6,49 +6,31 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import random
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from ecp_client.addresses import parse_address
-from ecp_client.backoff import Backoff
 from ecp_client.books import Book
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
 from ecp_client.disk import FsyncPolicy
-from ecp_client.errors import ClosedError, LoginRefusedError
+from ecp_client.errors import ClientError, ClosedError, LoginRefusedError
 from ecp_client.master import events
-from ecp_client.master.connection import Connection
-from ecp_client.master.endings import OUTBOX_BEHIND, End, Outlook
+from ecp_client.master.connecting import Connecting
+from ecp_client.master.delivery import Delivery, MasterStats
+from ecp_client.master.endings import End, Outlook
 from ecp_client.master.events import MasterState
 from ecp_client.master.outbox import Outbox
-from ecp_client.master.session import Identity, MasterSession, Resume, SessionLimits
 from ecp_client.master.settings import MasterSettings
 from ecp_client.master.snapshots import SnapshotProvider, Snapshots
 from ecp_client.master.waiting import Waiters
 from ecp_client.signals import check
-from ecp_client.version import CLIENT_NAME
-from execution.common.v1 import position_pb2
+from ecp_client.telling import Teller
 from execution.common.v1.signal_pb2 import Signal
-from execution.common.v1.snapshot_pb2 import Snapshot
 
 logger = logging.getLogger("ecp_client.master")
 
-OPEN_POLL_SECONDS = 0.05
-
-
-@dataclasses.dataclass(slots=True)
-class MasterStats:
-    """Counts since the client was made."""
-
-    put: int = 0
-    sent: int = 0
-    """Signals written to a connection, resent ones included."""
-    acknowledged: int = 0
-    refused: int = 0
-    connections: int = 0
-    snapshots: int = 0
+# Sending takes at most a quarter of the time, as long as that delays nothing by more than the settings allow.
+RESTS_PER_WORK = 3
 
 
 class Master:
@@ -77,30 +59,24 @@ class Master:
             OutboxError: the outbox cannot be used.
         """
         self.settings = settings
-        self.stats = MasterStats()
-        self.state = MasterState.STOPPED
-        self.last_end: End | None = None
-        self._on_event = on_event
-        self._tls = settings.tls()
-        self._outbox = Outbox(settings.outbox_folder, settings.master_id, settings.outbox)
-        self._book = book
+        self._tell = Teller(on_event, logger).tell
         self._put_mutex = threading.Lock()
-        self._license_token = settings.license_token
-        self._maybe_sent = self._outbox.maybe_sent
-        now_us = monotonic_us()
-        self.clock = ServerClock(now_us, wall_us() + self._outbox.clock_offset_us)
+        self._book = book
+        tls = settings.tls()
+        self._outbox = Outbox(settings.outbox_folder, settings.master_id, settings.outbox)
+        self.clock = ServerClock(monotonic_us(), wall_us() + self._outbox.clock_offset_us)
         self._snapshots = Snapshots(
             settings, self._outbox, self._put_mutex, self.server_time_us, snapshot, book
         )
+        self._delivery = Delivery(self._outbox, self._snapshots, self.clock, self._put_mutex)
+        self._connecting = Connecting(settings, self._delivery, self.clock, tls, self._on_change, self._tell)
         self._waiters = Waiters(self._outbox)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
-        self._connection: Connection | None = None
         self._runner: asyncio.Task[None] | None = None
         self._syncer: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
-        self._opened = asyncio.Event()
         self._pump_is_due = False
+        self._rested_at = 0.0
         self._closing = False
 
     # Life
@@ -111,7 +87,6 @@ class Master:
             raise ClosedError("a master can be started once")
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self.state = MasterState.CONNECTING
         self._runner = asyncio.create_task(self._run(), name=f"ecp-master-{self.settings.master_id}")
         if self.settings.outbox.fsync is FsyncPolicy.INTERVAL:
             self._syncer = asyncio.create_task(self._sync_often())
@@ -121,19 +96,16 @@ class Master:
 
         What is not acknowledged then stays in the outbox and is sent by the next client that opens it.
         """
-        if not self._closing:
-            if self.state is MasterState.OPEN:
-                with contextlib.suppress(TimeoutError):
-                    await self.wait_all_acknowledged(self.settings.close_timeout_seconds)
-            self._closing = True
-            self._wake.set()
-            if self._connection is not None and self._connection.session is not None:
-                self._connection.session.say_bye("closing")
-                self._connection.flush()
-            await self._stop_tasks()
-            self._waiters.close()
-            self.state = MasterState.STOPPED
-            await asyncio.to_thread(self._outbox.close)
+        if self._closing:
+            return
+        if self.state is MasterState.OPEN:
+            with contextlib.suppress(TimeoutError, ClientError):
+                await self.wait_all_acknowledged(self.settings.close_timeout_seconds)
+        self._closing = True
+        self._connecting.close()
+        await self._stop_tasks()
+        self._waiters.close()
+        await asyncio.to_thread(self._outbox.close)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -203,13 +175,7 @@ class Master:
             TimeoutError: neither happened in time.
         """
         async with asyncio.timeout(timeout_seconds):
-            while not self._opened.is_set():
-                end = self.last_end
-                if end is not None and end.outlook in (Outlook.REFUSED, Outlook.FATAL):
-                    raise LoginRefusedError(end.code, end.reason)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(OPEN_POLL_SECONDS):
-                        await self._opened.wait()
+            await self._connecting.wait_open()
 
     async def wait_acknowledged(self, sequence: int, timeout_seconds: float | None = None) -> None:
         """Returns when `sequence` is in the log.
@@ -228,6 +194,16 @@ class Master:
             await self._waiters.wait(self._outbox.last_sequence, refused_is_fine=True)
 
     # Asking
+
+    @property
+    def state(self) -> MasterState:
+        """Where the client stands."""
+        return self._connecting.state
+
+    @property
+    def stats(self) -> MasterStats:
+        """Counts since the client was made."""
+        return self._delivery.stats
 
     @property
     def acknowledged(self) -> tuple[int, int]:
@@ -250,103 +226,20 @@ class Master:
 
     def set_license_token(self, token: str) -> None:
         """Uses another license from the next login on; a client that waits after a refusal tries again at once."""
-        self._license_token = token
-        if self.last_end is not None and self.last_end.outlook is Outlook.REFUSED:
-            self.last_end = None
-        self._on_loop(self._wake.set)
+        self._on_loop(lambda: self._connecting.set_license_token(token))
 
-    # Inside: connecting
+    # Inside
 
     async def _run(self) -> None:
-        settings = self.settings
-        backoff = Backoff(settings.reconnect_seconds_min, settings.reconnect_seconds_max)
-        refused = Backoff(min(1.0, settings.reconnect_seconds_max), settings.refused_seconds_max)
-        turn = random.randrange(len(settings.addresses))
-        fenced = 0
-        while not self._closing:
-            self.state = MasterState.CONNECTING
-            progress = self._outbox.acknowledged
-            end = await self._connect(settings.addresses[turn % len(settings.addresses)])
-            turn += 1
-            if self._outbox.acknowledged > progress:
-                backoff.reset()
-                refused.reset()
-                fenced = 0
-            fenced += end.outlook is Outlook.FENCED
-            self.last_end = end
-            if not self._closing:
-                self._tell(events.Disconnected(end.reason, end.code))
-            if end.outlook is Outlook.FATAL or fenced >= settings.fenced_max:
-                self.state = MasterState.FAILED
-                self._waiters.fail(LoginRefusedError(end.code, end.reason))
-                return
-            self.state = MasterState.BACKING_OFF
-            await self._pause(self._delay(end, backoff, refused))
-
-    def _delay(self, end: End, backoff: Backoff, refused: Backoff) -> float:
-        match end.outlook:
-            case Outlook.AGAIN:
-                # Repeated without progress, "again" is no better than any failure.
-                return max(end.wait_ms / 1_000, 0.0 if end.wait_ms else backoff.next_delay())
-            case Outlook.REFUSED | Outlook.FENCED:
-                return refused.next_delay()
-            case _:
-                return max(end.wait_ms / 1_000, backoff.next_delay())
-
-    async def _pause(self, seconds: float) -> None:
-        self._wake.clear()
+        try:
+            end = await self._connecting.run()
+        except Exception:
+            # A fault of this library: it must be seen, and nobody may wait for what will not come.
+            logger.exception("master %d: the client failed", self.settings.master_id)
+            end = End(Outlook.FATAL, "the client failed; see the log")
+        self._connecting.failed()
         if not self._closing:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._wake.wait()
-
-    async def _connect(self, address: str) -> End:
-        """One connection from start to end."""
-        host, port = parse_address(address)
-        loop = asyncio.get_running_loop()
-        connection = Connection(self._begin, self._on_change)
-        self._connection = connection
-        name = self.settings.server_hostname or host
-        try:
-            async with asyncio.timeout(self.settings.connect_timeout_seconds):
-                await loop.create_connection(
-                    lambda: connection,
-                    host,
-                    port,
-                    ssl=self._tls,
-                    server_hostname=name if self._tls is not None else None,
-                )
-        except (OSError, TimeoutError) as error:
-            connection.abort()
-            self._connection = None
-            return End(Outlook.RETRY, f"{address}: {error or 'no answer in time'}")
-        self.stats.connections += 1
-        try:
-            await connection.closed
-        finally:
-            self._opened.clear()
-            self._connection = None
-            connection.abort()
-        session = connection.session
-        assert session is not None
-        return session.end or End(Outlook.RETRY, "the connection was lost")
-
-    def _begin(self) -> MasterSession:
-        settings = self.settings
-        return MasterSession(
-            Identity(
-                settings.master_id,
-                settings.key_id,
-                settings.secret,
-                self._license_token,
-                settings.client or CLIENT_NAME,
-            ),
-            Resume(self._outbox.epoch, self._outbox.acknowledged, self._maybe_sent, self._outbox.begin_epoch),
-            self.clock,
-            monotonic_us(),
-            secrets.token_bytes(32),
-            SessionLimits(login_us_max=int(settings.login_timeout_seconds * 1e6)),
-        )
+            self._waiters.fail(LoginRefusedError(end.code, end.reason))
 
     async def _stop_tasks(self) -> None:
         if self._runner is not None:
@@ -365,72 +258,32 @@ class Master:
             await asyncio.sleep(self.settings.fsync_interval_seconds)
             await asyncio.to_thread(self._outbox.sync)
 
-    # Inside: the session
-
     def _on_change(self) -> None:
-        connection = self._connection
-        session = connection.session if connection is not None else None
-        if session is None:
+        connection = self._connecting.connection
+        if connection is None or connection.session is None:
             return
-        for event in session.take_events():
-            self._take_event(event, session)
-        if session.end is not None and session.end.code == OUTBOX_BEHIND:
-            self._outbox.remember(begin_epoch=True)
+        for event in self._delivery.take_events(connection.session):
+            self._take_event(event)
         self._pump()
 
-    def _take_event(self, event: events.MasterEvent, session: MasterSession) -> None:
+    def _take_event(self, event: events.MasterEvent) -> None:
         if isinstance(event, events.Acknowledged):
-            self.stats.acknowledged = event.sequence
-            self._outbox.acknowledge(event.epoch, event.sequence)
             self._waiters.acknowledged(event.sequence)
-        elif isinstance(event, events.SessionOpened):
-            event = self._take_welcome(event, session)
         elif isinstance(event, events.SignalRefused):
-            self.stats.refused += 1
             self._waiters.refused(event)
-            logger.warning("signal %d was refused: %s %s", event.sequence, event.code, event.message)
-        elif isinstance(event, events.SnapshotRequested):
-            self._snapshots.request()
-        elif isinstance(event, events.SnapshotRefused):
-            self._snapshots.refused(monotonic_us())
-        elif isinstance(event, events.SnapshotStored):
-            self.stats.snapshots += 1
+        elif isinstance(event, events.SequencesMoved):
+            self._waiters.moved(event)
+        elif isinstance(event, events.SessionOpened):
+            self._waiters.acknowledged(event.sequence)
+            self._connecting.opened()
+            if self._connecting.connection is not None:
+                event = dataclasses.replace(event, address=self._connecting.connection.peer)
         self._tell(event)
 
-    def _take_welcome(self, event: events.SessionOpened, session: MasterSession) -> events.SessionOpened:
-        outbox = self._outbox
-        with self._put_mutex:
-            by = event.sequence - self._maybe_sent
-            moved = None
-            if by > 0 and outbox.last_sequence > self._maybe_sent:
-                moved = events.SequencesMoved(self._maybe_sent, outbox.last_sequence, by)
-                outbox.move(self._maybe_sent, by)
-                self._waiters.moved(moved)
-            outbox.acknowledge(event.epoch, event.sequence)
-        outbox.remember(
-            begin_epoch=False if outbox.begin_epoch else None,
-            clock_offset_us=self.server_time_us() - wall_us(),
-        )
-        self._maybe_sent = max(self._maybe_sent, event.sequence)
-        self._waiters.acknowledged(event.sequence)
-        if moved is not None:
-            self._tell(moved)
-        if session.welcome.snapshot_wanted or event.new_epoch:
-            self._snapshots.request()
-        self.state = MasterState.OPEN
-        self.last_end = None
-        self._opened.set()
-        return dataclasses.replace(event, address=self._address())
-
-    def _address(self) -> str:
-        transport = self._connection.transport if self._connection is not None else None
-        peer = transport.get_extra_info("peername") if transport is not None else None
-        return f"{peer[0]}:{peer[1]}" if peer else ""
-
     def _schedule_pump(self) -> None:
-        if not self._pump_is_due and self._connection is not None:
+        if not self._pump_is_due and self._connecting.connection is not None:
             self._pump_is_due = True
-            self._on_loop(self._pump_once)
+            self._on_loop(self._pump_when_rested)
 
     def _on_loop(self, callback: Callable[[], None]) -> None:
         loop = self._loop
@@ -441,50 +294,24 @@ class Master:
         else:
             loop.call_soon_threadsafe(callback)
 
-    def _pump_once(self) -> None:
+    def _pump_when_rested(self) -> None:
+        """Sending costs a system call a frame: under load a short rest lets more signals gather for the next one."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now < self._rested_at:
+            loop.call_at(self._rested_at, self._pump_when_rested)
+            return
         self._pump_is_due = False
         self._pump()
+        took = loop.time() - now
+        self._rested_at = now + took + min(took * RESTS_PER_WORK, self.settings.batch_delay_seconds_max)
 
     def _pump(self) -> None:
-        """Sends as much of the outbox as the server takes, in as few frames as possible."""
-        connection = self._connection
-        session = connection.session if connection is not None else None
-        if connection is None or session is None:
+        """Sends what can be sent now."""
+        connection = self._connecting.connection
+        if connection is None or connection.session is None:
             return
-        now_us = monotonic_us()
-        while connection.is_writable and (room := session.room(now_us)) > 0:
-            count = min(room, session.batch_signals_max)
-            payloads = self._outbox.read(session.next_sequence, count, session.batch_bytes_max)
-            if payloads:
-                session.send_signals(payloads, now_us)
-                self.stats.sent += len(payloads)
-            elif not self._declare_hole(session, now_us):
-                break
-            self._maybe_sent = max(self._maybe_sent, session.next_sequence - 1)
-        snapshot = self._snapshots.due(session, now_us)
-        if snapshot is not None:
-            session.send_snapshot(snapshot, now_us)
+        if connection.is_writable:
+            for event in self._delivery.feed(connection.session, monotonic_us()):
+                self._tell(event)
         connection.flush()
-
-    def _declare_hole(self, session: MasterSession, now_us: int) -> bool:
-        first = session.next_sequence
-        last = self._outbox.hole_from(first)
-        if last is None:
-            return False
-        logger.error("the outbox lost the signals %d to %d; they are declared as a gap", first, last)
-        reason = position_pb2.GAP_REASON_MASTER_LOST
-        session.send_gap_fill(last, reason, "not in the master's outbox", now_us)
-        self._tell(events.SignalsLost(first, last))
-        return True
-
-    def _tell(self, event: events.MasterEvent) -> None:
-        if self._on_event is None:
-            return
-        try:
-            self._on_event(event)
-        except Exception:
-            # The application's own code: its faults must not stop the signals.
-            logger.exception("on_event failed for %r", event)
-
-
-__all__ = ["Master", "MasterStats", "Snapshot"]

@@ -56,6 +56,12 @@ class Connection(asyncio.Protocol):
         self.is_writable = True
         self._on_change()
 
+    @property
+    def peer(self) -> str:
+        """The server's address."""
+        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
+        return f"{peer[0]}:{peer[1]}" if peer else ""
+
     def flush(self) -> None:
         """Writes what the session has to send, closes when it has ended, and sets the timer for its next deadline."""
         session, transport = self.session, self.transport

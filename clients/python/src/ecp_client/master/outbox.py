@@ -17,13 +17,12 @@ from ecp_client.errors import ClosedError, OutboxError, OutboxFullError, OutboxL
 from ecp_client.master.outbox_format import (
     PAYLOAD_BYTES_MAX,
     RECORD_BYTES,
-    SLOT_OFFSETS,
     OutboxState,
     parse_record,
-    parse_state,
     record,
 )
 from ecp_client.master.segments import Segment, load_segments, write_segment
+from ecp_client.master.state_file import StateFile
 
 SEQUENCE_MAX = 2**53 - 1
 READ_AHEAD_BYTES = 65_536
@@ -71,6 +70,7 @@ class Outbox:
         self._cache: dict[int, bytes] = {}
         self._read_ahead: dict[int, bytes] = {}
         self._unsynced = False
+        self._state_file: StateFile | None = None
         self._closed = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,10 @@ class Outbox:
             new_epoch = epoch != state.epoch
             state.epoch, state.acknowledged = epoch, sequence
             self._last = max(self._last, sequence)
-            self._write_state(durable=new_epoch)
+            if new_epoch:
+                self._write_state(durable=True)
+            elif self._state_file is not None:
+                self._state_file.acknowledged()
             self._drop_acknowledged()
 
     def remember(self, *, begin_epoch: bool | None = None, clock_offset_us: int | None = None) -> None:
@@ -251,21 +254,15 @@ class Outbox:
         self.close()
 
     def _load(self, master_id: int) -> None:
-        path = self._folder / "outbox.state"
-        self._state_file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-        state = parse_state(self._state_file.read())
-        if state is not None and state.master_id != master_id:
-            self._state_file.close()
-            raise OutboxError(
-                f"{self._folder}: this is the outbox of master {state.master_id}, not {master_id}"
-            )
-        self._state = state or OutboxState(master_id)
+        self._state_file = StateFile(self._folder / "outbox.state", master_id)
+        self._state = self._state_file.state
+        was_found = self._state_file.was_found
         self._segments, self.damage = load_segments(self._folder)
         self._last = max([self._state.acknowledged, *(segment.last for segment in self._segments)])
-        if state is None and self._segments:
+        if not was_found and self._segments:
             self._state.acknowledged = self._segments[0].first - 1
         # Without a session ever opened nothing was sent; without the state's file nobody knows.
-        was_used = self._state.epoch > 0 or (state is None and bool(self._segments))
+        was_used = self._state.epoch > 0 or (not was_found and bool(self._segments))
         self.maybe_sent = self._last if was_used else self._state.acknowledged
         if self._state.move_by:
             self._finish_move()
@@ -386,16 +383,13 @@ class Outbox:
         self._write_state(durable=True)
 
     def _write_state(self, *, durable: bool) -> None:
-        self._state.generation += 1
-        self._state_file.seek(SLOT_OFFSETS[self._state.generation % 2])
-        self._state_file.write(self._state.to_slot())
-        if durable:
-            os.fsync(self._state_file.fileno())
+        if self._state_file is not None:
+            self._state_file.write(durable=durable)
 
     def _release(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if hasattr(self, "_state_file"):
+        if self._state_file is not None:
             self._state_file.close()
         self._lock.release()

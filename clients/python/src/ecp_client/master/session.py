@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ecp_client.backoff import Backoff
 from ecp_client.clock import ServerClock
@@ -28,16 +28,13 @@ from ecp_client.master.frames import (
     SessionKeys,
     batch_body,
     frame,
-    login_mac,
-    session_keys,
     signed_frame,
 )
+from ecp_client.master.handshake import VERSION, VERSION_MIN, Identity, Resume, hello, login
 from execution.common.v1 import position_pb2
 from execution.common.v1.snapshot_pb2 import Snapshot
 from execution.ingest.v1 import frames_pb2 as pb
 
-VERSION = 1
-VERSION_MIN = 1
 GAP_SEQUENCES_MAX = 1_000_000
 NOTE_BYTES_MAX = 128
 # Silence of this many heartbeats means that the peer is gone.
@@ -52,29 +49,6 @@ class SessionState(enum.Enum):
     OPEN = enum.auto()
     DRAINING = enum.auto()
     CLOSED = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who logs in."""
-
-    master_id: int
-    key_id: str
-    secret: bytes = field(repr=False)
-    license_token: str = field(repr=False)
-    client: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """What the outbox knows when the session starts."""
-
-    epoch: int
-    acknowledged: int
-    maybe_sent: int
-    """No signal behind this was ever sent."""
-    begin_epoch: bool
-    """Signals may have been lost before they were acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +102,7 @@ class MasterSession:
         self._pings: dict[int, int] = {}
         self._ping_id = 0
         self._drain_wait_ms = 0
-        hello = pb.Hello(
-            version=VERSION,
-            version_min=VERSION_MIN,
-            master_id=identity.master_id,
-            key_id=identity.key_id,
-            nonce=nonce,
-            client=identity.client,
-        )
-        self._send(pb.ClientFrame(hello=hello))
+        self._send(hello(identity, nonce))
 
     # Input
 
@@ -297,24 +263,10 @@ class MasterSession:
                 End(Outlook.FATAL, f"the server speaks version {challenge.version}", "UNSUPPORTED_VERSION")
             )
             return
-        if len(challenge.nonce) < 16 or challenge.nonce == self._nonce:
-            raise ServerProtocolError("the server's nonce is too short, or ours sent back")
         self._clock.observe(challenge.server_time_us, self._opened_at_us, now_us)
-        identity, resume = self._identity, self._resume
-        body = pb.LoginBody(
-            version=challenge.version,
-            master_id=identity.master_id,
-            license_token=identity.license_token,
-            begin_epoch=resume.begin_epoch,
-        )
-        if resume.epoch:
-            body.acknowledged.epoch = resume.epoch
-            body.acknowledged.sequence = resume.acknowledged
-        serialized = body.SerializeToString()
-        proof = login_mac(identity.secret, self._nonce, challenge.nonce, serialized)
-        self._keys = session_keys(identity.secret, self._nonce, challenge.nonce)
+        answer, self._keys = login(self._identity, self._resume, self._nonce, challenge)
         self.state = SessionState.LOGIN
-        self._send(pb.ClientFrame(login=pb.Login(body=serialized, mac=proof)))
+        self._send(answer)
 
     def _on_welcome(self, welcome: pb.Welcome) -> None:
         position = welcome.position

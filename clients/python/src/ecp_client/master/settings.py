@@ -44,6 +44,8 @@ class MasterSettings:
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
     fsync_interval_seconds: float = 0.1
     """For FsyncPolicy.INTERVAL."""
+    batch_delay_seconds_max: float = 0.001
+    """Under load, how long a signal may wait for others to share its frame; a lone signal never waits."""
     connect_timeout_seconds: float = 10.0
     login_timeout_seconds: float = 10.0
     reconnect_seconds_min: float = 0.1
@@ -79,9 +81,16 @@ class MasterSettings:
             )
 
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS context to connect with; None is plaintext."""
+        """The TLS context to connect with; None is plaintext.
+
+        Raises:
+            SettingsError: ca_file cannot be read.
+        """
         if self.plaintext:
             return None
         if self.ssl_context is not None:
             return self.ssl_context
-        return ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
+        try:
+            return ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
+        except OSError as error:
+            raise SettingsError(f"ca_file {self.ca_file} cannot be read: {error}") from error

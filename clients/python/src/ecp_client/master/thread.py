@@ -7,7 +7,8 @@ from typing import Self
 
 from ecp_client.books import Book
 from ecp_client.looping import LoopThread
-from ecp_client.master.client import Master, MasterStats
+from ecp_client.master.client import Master
+from ecp_client.master.delivery import MasterStats
 from ecp_client.master.events import MasterEvent, MasterState
 from ecp_client.master.settings import MasterSettings
 from ecp_client.master.snapshots import SnapshotProvider

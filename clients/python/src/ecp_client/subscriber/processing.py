@@ -24,6 +24,7 @@ from ecp_client.subscriber.recovery import Recovered
 from ecp_client.subscriber.reporting import Outcomes
 from ecp_client.subscriber.session import Delivery, Moved, SnapshotReceived, Step, SubscriberSession, Track
 from ecp_client.subscriber.settings import SubscriberSettings
+from ecp_client.telling import Teller
 from execution.common.v1 import position_pb2
 from execution.common.v1.signal_pb2 import SequencedSignal
 from execution.fanout.v1 import fanout_service_pb2 as pb
@@ -76,6 +77,7 @@ class Processor:
         self.outcomes = Outcomes(settings.outcomes_max, settings.report)
         self.followings: dict[int, Following] = {}
         self.clock = clock
+        self.tell = Teller(hooks.on_event, logger).tell
         self._settings = settings
         self._hooks = hooks
         self._journal = journal
@@ -310,14 +312,3 @@ class Processor:
         for step in steps:
             entries += self._take_step(step, now_us)
         self._write(entries)
-
-    def tell(self, event: SubscriberEvent) -> None:
-        """Gives the application an event."""
-        if self._hooks.on_event is None:
-            return
-        try:
-            self._hooks.on_event(event)
-        except Exception:
-            # The application's own code: its faults must not stop the stream.
-            self.stats.callback_errors += 1
-            logger.exception("on_event failed for %r", event)
