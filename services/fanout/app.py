@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import grpc
 
@@ -15,7 +16,7 @@ from execution.ledger.v1 import (
     license_service_pb2_grpc,
     subscription_service_pb2_grpc,
 )
-from services.common import admin, rpc, stream, tasks, tls
+from services.common import admin, h2grpc, rpc, stream, tasks, tls
 from services.common.clock import SystemClock
 from services.common.settings import Address
 from services.common.stream import Redis
@@ -41,6 +42,8 @@ from services.fanout.settings import FanoutSettings
 from services.fanout.snapshots import Ask, SnapshotLimits, Snapshots
 from services.fanout.standing import Standing
 from services.fanout.tailer import Tailer, TailLimits
+
+Server: TypeAlias = rpc.Server | h2grpc.Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +104,21 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
                 _drain(draining, parts.hub),
             )
         )
-        server = await stack.enter_async_context(
-            rpc.serving(
-                settings,
-                [rpc.registration(add_to_server, parts.servicer)],
-                authorizer=rpc.authorizer(settings, ALLOWED),
-                serving_at_once=False,
-                draining=draining,
-            )
-        )
+        server = await stack.enter_async_context(_serving(settings, parts.servicer, draining))
         await stack.enter_async_context(tasks.background(_announce(server, parts)))
         yield Running(server.port, served.port, parts.hub)
+
+
+def _serving(
+    settings: FanoutSettings, servicer: FanoutServicer, draining: asyncio.Event
+) -> AbstractAsyncContextManager[Server]:
+    registrations = [rpc.registration(add_to_server, servicer)]
+    rules = rpc.authorizer(settings, ALLOWED)
+    if settings.edge == "h2":
+        return h2grpc.serving(
+            settings, registrations, authorizer=rules, serving_at_once=False, draining=draining
+        )
+    return rpc.serving(settings, registrations, authorizer=rules, serving_at_once=False, draining=draining)
 
 
 async def _drain(draining: asyncio.Event, hub: Hub) -> None:
@@ -120,7 +127,7 @@ async def _drain(draining: asyncio.Event, hub: Hub) -> None:
     hub.drain()
 
 
-async def _announce(server: rpc.Server, parts: _Parts) -> None:
+async def _announce(server: Server, parts: _Parts) -> None:
     """Tells health when streams can be opened."""
     await parts.tailer.filled.wait()
     await parts.events.following.wait()

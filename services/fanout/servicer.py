@@ -23,7 +23,7 @@ from services.fanout.domain.lag import LagLimits
 from services.fanout.domain.position import Position
 from services.fanout.domain.request import page_of, positions_of, starts_of
 from services.fanout.domain.stream import Reader, Stream, state_of
-from services.fanout.edge.aio import AioStreamWriter
+from services.fanout.edge.choice import writer_of
 from services.fanout.entitlements import Entitlements, Identity
 from services.fanout.hub import Hub
 from services.fanout.live import LiveEntitlements
@@ -92,7 +92,7 @@ class FanoutServicer:
         except PositionUnavailableError as error:
             await _abort_with_positions(context, error)
             return
-        writer = AioStreamWriter(context)
+        writer = writer_of(context)
         delivery = Delivery(opened.stream, writer, self._needs, self._clock, self._lag_limits)
         # Others may have come while the log was asked.
         self._hub.admit(identity.user_id)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from services.common.settings import Address, ServiceSettings
+from services.common.h2grpc import Http2Settings
+from services.common.settings import Address
 
 
-class FanoutSettings(ServiceSettings):
+class FanoutSettings(Http2Settings):
     """Addresses and bounds of the fan-out, from environment variables of the same names in upper case."""
 
     service_name: ClassVar[str] = "fanout"
+
+    edge: Literal["aio", "h2"] = "aio"
+    """What serves: grpc.aio, or our own HTTP/2 edge (`services.common.h2grpc`), which writes several times as fast."""
 
     ledger_address: Address = Address("127.0.0.1", 50051)
     ingest_address: Address | None = None

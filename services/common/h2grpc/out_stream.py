@@ -108,7 +108,9 @@ class OutStream:
         if frame is None:
             self._pending = memoryview(prefixed(message))
             self.stalled_since = carrier.now()
-            self.flush()
+            # The caller asks whether it was taken: telling it here would be a call within its call.
+            if not self._send_pending():
+                self._wait()
             return
         carrier.sent_frames += 1
         carrier.transport.write(frame)
@@ -139,6 +141,11 @@ class OutStream:
             self._send_trailers(trailers)
         else:
             self._wait()
+
+    def drop(self) -> None:
+        """Forgets what the peer has not taken; only `finish` may follow, as the last message may be incomplete."""
+        self._pending = None
+        self.stalled_since = None
 
     def close(self) -> None:
         """The stream is gone: nothing more is sent."""
