@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from services.common.errors import AbortedError, ServiceError, UnavailableError
 from services.risk import metrics
@@ -31,7 +32,7 @@ class Leadership:
         """Waits for the lead, leads, and waits again, until cancelled."""
         while True:
             try:
-                await self._lead_once()
+                await _apart(self._lead_once)
             except* ServiceError as group:
                 _log.warning("not leading: %s", _first(group).message)
             await asyncio.sleep(self._settings.lease_retry_seconds)
@@ -117,10 +118,10 @@ class Leadership:
             await self._tolerating("upkeep of chunks", keep)
             await asyncio.sleep(settings.chunk_upkeep_seconds)
 
-    async def _tolerating(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+    async def _tolerating(self, what: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Does `work`; a failure is logged and the next turn tries again. Losing the lead is not tolerated."""
         try:
-            await work()
+            await _apart(work)
         except FencedError:
             raise
         except (AbortedError, UnavailableError) as error:
@@ -135,6 +136,25 @@ class Leadership:
         self.is_leader = leader
         metrics.LEADER.set(leader)
         metrics.FENCING_TOKEN.set(token)
+
+
+async def _apart(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Does `work` in a task of its own, and cancels it with the caller.
+
+    Before Python 3.13 a task in which a TaskGroup failed goes on counting as cancelled (python/cpython#116720), and
+    the database's next failure there would pass for a cancellation: the detector would end without a word.
+
+    Raises:
+        UnavailableError: it was cancelled though nobody cancelled the caller.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    try:
+        await asyncio.create_task(work())
+    except asyncio.CancelledError as error:
+        if task.cancelling():
+            raise
+        raise UnavailableError("cut off", reason="CUT_OFF") from error
 
 
 def _first(group: BaseExceptionGroup[ServiceError]) -> ServiceError:
