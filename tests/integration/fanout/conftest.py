@@ -12,6 +12,13 @@ from tests.integration.fanout.stand_in_ledger import StandInLedger, standing_in
 from tests.integration.fanout.written_log import WrittenLog
 
 
+@pytest.fixture(params=["aio", "h2"], autouse=True)
+def edge(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every promise holds whichever server carries the streams."""
+    monkeypatch.setenv("EDGE", request.param)
+    return str(request.param)
+
+
 @pytest.fixture
 async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(redis_url) as client:
