@@ -40,15 +40,24 @@ async def lead(
     backoff = Backoff(initial_seconds=0.1, cap_seconds=_TRY_SECONDS, floor_seconds=0.05)
     while True:
         try:
-            async with pool.connection() as connection:
-                if await connection.fetchval(
-                    "select pg_try_advisory_lock($1, $2)", _LOCK_SPACE, duty + shard
-                ):
-                    backoff.reset()
-                    await _holding(connection, duty, work)
+            # Each term is a task of its own: in Python 3.11 a TaskGroup in which a task failed leaves the task
+            # around it marked as being cancelled for good, and outages would be taken for that cancellation.
+            if await asyncio.create_task(_term(pool, duty, work, shard), name=f"term of {duty.name.lower()}"):
+                backoff.reset()
         except* UnavailableError as group:
             _log.debug("cannot lead %s: %s", duty.name.lower(), group.exceptions[0])
         await asyncio.sleep(backoff.next_delay())
+
+
+async def _term(
+    pool: pg.Pool, duty: Duty, work: Callable[[pg.Connection], Awaitable[None]], shard: int
+) -> bool:
+    """Leads for as long as it lasts; False at once if another process leads."""
+    async with pool.connection() as connection:
+        if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", _LOCK_SPACE, duty + shard):
+            return False
+        await _holding(connection, duty, work)
+    return True
 
 
 async def _holding(

@@ -11,7 +11,7 @@ from typing import Final
 import asyncpg
 
 from services.common import pg, sql
-from services.common.errors import AlreadyExistsError
+from services.common.errors import AlreadyExistsError, FailedPreconditionError
 from services.ledger.domain.archive_rows import (
     COLUMNS,
     SEQUENCE_INDEX,
@@ -99,12 +99,17 @@ class ArchiveWriter:
             HoleError: positions are missing before a run and `declare_holes` is false; nothing was written.
             UnstorableError: some value in it cannot be stored; nothing was written.
             UnavailableError, AbortedError: the database is away, or a lock was not to be had; try again.
+            FailedPreconditionError: a partition is missing; call `forget` and try again.
         """
         await self._prepare_days(runs)
         try:
             return await self._archive_checked(runs, refusals, declare_holes=declare_holes)
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise UnstorableError(f"{type(error).__name__}: {error}") from error
+        except FailedPreconditionError as error:
+            if not error.metadata.get("constraint"):
+                raise  # A partition is missing: it is made before the next attempt.
+            raise UnstorableError(f"refused by {error.metadata['constraint']}") from error
 
     async def _archive_checked(
         self, runs: Sequence[Run], refusals: Sequence[Refusal], *, declare_holes: bool
