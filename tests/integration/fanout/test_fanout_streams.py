@@ -81,7 +81,8 @@ async def test_a_new_epoch_is_told_with_what_was_lost(
         assert (gap.to.epoch, gap.to.sequence) == (1, 15)
         assert (gap.resume_after.epoch, gap.resume_after.sequence) == (2, 15)
         assert subscriber.of(1).places[-2:] == [(2, 16), (2, 17)]
-        assert pb.SUBSCRIPTION_STATE_DEGRADED_GAP in subscriber.of(1).states
+        # A state follows the messages that brought it about.
+        await subscriber.until(lambda: pb.SUBSCRIPTION_STATE_DEGRADED_GAP in subscriber.of(1).states)
 
 
 async def test_a_snapshot_comes_first_and_then_everything_after_it(
