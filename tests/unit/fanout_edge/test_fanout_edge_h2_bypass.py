@@ -1,0 +1,116 @@
+"""What our use of h2's insides rests on."""
+
+from __future__ import annotations
+
+import h2
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, RequestReceived
+from h2.settings import SettingCodes
+from hyperframe.frame import GoAwayFrame, SettingsFrame
+
+from services.common.h2grpc.h2_bypass import H2_VERSIONS, FrameMaker, ReadyStream, ServerConnection
+from services.common.h2grpc.messages import prefixed
+
+REQUEST = [(":method", "POST"), (":path", "/a"), (":scheme", "http"), (":authority", "a")]
+
+
+def connected() -> tuple[H2Connection, ServerConnection]:
+    client = H2Connection(H2Configuration(client_side=True))
+    client.initiate_connection()
+    server = ServerConnection(streams_max=10, header_list_bytes_max=16_384)
+    client.receive_data(server.preface())
+    server.receive_data(client.data_to_send())
+    return client, server
+
+
+def test_the_installed_h2_is_one_that_these_tests_are_meant_for() -> None:
+    first, beyond = H2_VERSIONS
+    assert first <= tuple(int(part) for part in h2.__version__.split(".")[:2]) < beyond
+
+
+def test_the_peer_is_told_our_limits_before_anything_else() -> None:
+    client, _ = connected()
+    assert client.remote_settings.max_concurrent_streams == 10
+    assert client.remote_settings.max_header_list_size == 16_384
+
+
+def test_streams_go_on_after_the_peers_goaway() -> None:
+    client, server = connected()
+    client.send_headers(1, REQUEST, end_stream=True)
+    server.receive_data(client.data_to_send())
+    (event,) = server.receive_data(GoAwayFrame(0).serialize())
+    assert isinstance(event, ConnectionTerminated)
+    server.send_headers(1, [(":status", "200")])
+    stream = server.find(1)
+    assert stream is not None
+    frame = ReadyStream(server, stream, FrameMaker()).whole(b"late")
+    assert frame is not None
+    events = client.receive_data(server.data_to_send() + frame)
+    assert events[-1].data == prefixed(b"late")
+
+
+def test_our_goaway_lets_open_streams_finish() -> None:
+    client, server = connected()
+    client.send_headers(1, REQUEST, end_stream=True)
+    server.receive_data(client.data_to_send())
+    goaway = server.goaway(ErrorCodes.NO_ERROR, note=b"bye")
+    (event,) = client.receive_data(goaway)
+    assert (event.last_stream_id, event.additional_data) == (1, b"bye")
+    server.send_headers(1, [(":status", "200")], end_stream=True)
+    assert server.data_to_send()
+
+
+def test_unknown_settings_are_not_kept() -> None:
+    _, server = connected()
+    before = len(server.remote_settings)
+    server.receive_data(SettingsFrame(0, settings=dict.fromkeys(range(100, 130), 7)).serialize())
+    assert len(server.remote_settings) == before
+
+
+def test_settings_apply_after_several_changes() -> None:
+    client, server = connected()
+    for window in (1_000, 2_000, 0, 70_000):
+        client.update_settings(
+            {SettingCodes.INITIAL_WINDOW_SIZE: window, SettingCodes.HEADER_TABLE_SIZE: window}
+        )
+        server.receive_data(client.data_to_send())
+        assert server.remote_settings.initial_window_size == window
+        client.receive_data(server.data_to_send())
+
+
+def test_few_closed_streams_are_remembered() -> None:
+    client, server = connected()
+    for stream_id in range(1, 2_001, 2):
+        client.send_headers(stream_id, REQUEST, end_stream=True)
+        server.receive_data(client.data_to_send())
+        server.send_headers(stream_id, [(":status", "200")], end_stream=True)
+        client.receive_data(server.data_to_send())
+    assert len(server._closed_streams) <= 256
+    assert len(server.streams) <= 2
+
+
+def test_streams_a_little_beyond_the_limit_are_ours_to_refuse() -> None:
+    client, server = connected()
+    client.remote_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 10_000
+    client.remote_settings.acknowledge()
+    for stream_id in range(1, 41, 2):
+        client.send_headers(stream_id, REQUEST)
+    events = server.receive_data(client.data_to_send())
+    assert sum(isinstance(event, RequestReceived) for event in events) == 20
+
+
+@pytest.mark.parametrize("length", [0, 1, 300, 5_000, 16_379])
+def test_a_frame_is_made_once_for_all_streams_of_a_number(length: int) -> None:
+    maker, message = FrameMaker(), b"m" * length
+    first = maker.frame(1, message)
+    assert first[9:] == prefixed(message)
+    assert int.from_bytes(first[:3], "big") == length + 5
+    assert int.from_bytes(first[5:9], "big") == 1
+    assert (maker.frame(1, message) is first) == (length <= 4_096)
+    other = maker.frame(3, message)
+    assert int.from_bytes(other[5:9], "big") == 3
+    assert maker.frame(1, b"other")[9:] == prefixed(b"other")
+    assert maker.frame(1, message) == first
