@@ -82,7 +82,7 @@ class Delivery:
             by = event.sequence - self._maybe_sent
             if by > 0 and outbox.last_sequence > self._maybe_sent:
                 told.append(events.SequencesMoved(self._maybe_sent, outbox.last_sequence, by))
-                outbox.move(self._maybe_sent, by)
+                outbox.move(self._maybe_sent, event.epoch, event.sequence)
             outbox.acknowledge(event.epoch, event.sequence)
             self._maybe_sent = max(self._maybe_sent, event.sequence)
         outbox.remember(

@@ -26,6 +26,8 @@ from ecp_client.master.state_file import StateFile
 
 SEQUENCE_MAX = 2**53 - 1
 READ_AHEAD_BYTES = 65_536
+# The new place of moved signals, until it is complete.
+MOVED_NAME = "moved.part"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,9 @@ class Outbox:
         """Up to `count_max` consecutive payloads from `first` on, at most `bytes_max` together but at least one.
 
         Ends before a hole; empty when `first` is a hole or was not given yet.
+
+        Raises:
+            OutboxError: a file cannot be read.
         """
         payloads: list[bytes] = []
         size = 0
@@ -213,13 +218,16 @@ class Outbox:
                 self._state.clock_offset_us = clock_offset_us
             self._write_state(durable=begin_epoch is not None)
 
-    def move(self, after: int, by: int) -> None:
-        """Gives all signals behind `after` a sequence that is later by `by`; they must never have been sent.
+    def move(self, after: int, epoch: int, sequence: int) -> None:
+        """Acknowledges (epoch, sequence), and puts all signals behind `after` right behind it.
 
-        Needed when the log turns out to be ahead of this outbox. A crash in between is finished at the next opening.
+        Needed when the log turns out to be ahead of this outbox; the moved signals must never have been sent. A crash in
+        between is finished at the next opening.
         """
         with self._mutex:
-            self._state.move_after, self._state.move_by = after, by
+            state = self._state
+            state.move_after, state.move_by = after, sequence - after
+            state.epoch, state.acknowledged, state.begin_epoch = epoch, sequence, False
             self._write_state(durable=True)
             self._finish_move()
 
@@ -266,6 +274,9 @@ class Outbox:
         self.maybe_sent = self._last if was_used else self._state.acknowledged
         if self._state.move_by:
             self._finish_move()
+            self.maybe_sent = self._state.acknowledged
+        else:
+            (self._folder / MOVED_NAME).unlink(missing_ok=True)
         self._drop_acknowledged()
 
     def _segment_for(self, first: int, size: int) -> Segment:
@@ -338,9 +349,12 @@ class Outbox:
         segment = self._segment_of(sequence)
         if segment is None:
             return None
-        with segment.path.open("rb") as file:
-            file.seek(segment.offset_of(sequence))
-            data = file.read(READ_AHEAD_BYTES + PAYLOAD_BYTES_MAX)
+        try:
+            with segment.path.open("rb") as file:
+                file.seek(segment.offset_of(sequence))
+                data = file.read(READ_AHEAD_BYTES + PAYLOAD_BYTES_MAX)
+        except OSError as error:
+            raise OutboxError(f"{segment.path} cannot be read: {error.strerror}") from error
         self._read_ahead = {}
         offset = 0
         while offset < READ_AHEAD_BYTES and (found := parse_record(data, offset)) is not None:
@@ -356,15 +370,11 @@ class Outbox:
 
     def _finish_move(self) -> None:
         state = self._state
-        moved = self._folder / "moved.part"
+        moved = self._folder / MOVED_NAME
         first = state.move_after + 1
         if not moved.exists() and self._segment_of(first) is not None:
-            payloads = []
-            for sequence in range(first, self._last + 1):
-                payload = self._from_disk(sequence)
-                if payload is None:
-                    break
-                payloads.append(payload)
+            last = self._segments[-1].last
+            payloads = filter(None, (self._from_disk(sequence) for sequence in range(first, last + 1)))
             blob = b"".join(
                 record(first + state.move_by + index, payload) for index, payload in enumerate(payloads)
             )

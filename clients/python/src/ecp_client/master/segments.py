@@ -82,23 +82,20 @@ def write_segment(
 def load_segments(folder: Path) -> tuple[list[Segment], list[str]]:
     """All segments in order of sequence, and what was damaged, for people.
 
-    A torn end of the last segment is what a crash leaves: it is cut off without a word. Files with an unreadable header
-    are set aside under another name.
+    A torn end of the last segment is what a crash leaves: it is cut off without a word. A file's name says its first
+    sequence again, so that a damaged header costs nothing.
     """
     segments: list[Segment] = []
     damage: list[str] = []
-    paths = sorted(folder.glob("*.segment"))
+    paths = [path for path in sorted(folder.glob("*.segment")) if path.stem.isdigit()]
     for path in paths:
         data = path.read_bytes()
-        first = parse_segment_header(data)
-        if first is None:
-            if len(data) >= HEADER_BYTES:
-                damage.append(f"{path.name}: the header is damaged; set aside as {path.name}.damaged")
-            os.replace(path, path.with_name(path.name + ".damaged"))
-            continue
-        segment = _load(path, data, first, damage, is_last=path == paths[-1])
-        _overlaps(segments, segment, damage)
-        segments.append(segment)
+        first = int(path.stem)
+        if len(data) < HEADER_BYTES:
+            path.write_bytes(data := segment_header(first))
+        elif parse_segment_header(data) != first:
+            damage.append(f"{path.name}: the header is damaged")
+        segments.append(_load(path, data, first, damage, is_last=path == paths[-1]))
     return segments, damage
 
 
@@ -112,8 +109,3 @@ def _load(path: Path, data: bytes, first: int, damage: list[str], *, is_last: bo
             file.truncate(scan.end)
             sync_file(file)
     return Segment(path, first, scan.end, scan.offsets)
-
-
-def _overlaps(segments: list[Segment], segment: Segment, damage: list[str]) -> None:
-    if segments and segments[-1].last >= segment.first:
-        damage.append(f"{segment.path.name}: begins before {segments[-1].path.name} ends")
