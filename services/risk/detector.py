@@ -99,13 +99,14 @@ class Detector:
 
     async def _check(self, check: Check, fence: int | None) -> CheckResult:
         state = await check.state()
-        metrics.PENDING_BATCHES.set(await check.pending_batches())
+        waiting, newest = await check.pending_batches()
+        metrics.PENDING_BATCHES.set(waiting)
         if state.now - state.rebuilt_at >= timedelta(seconds=self._settings.rebuild_interval_seconds):
             await check.rebuild(fence, state.now, self._settings.rebuild_timeout_seconds)
             state = await check.state()
-        # Reports go on coming, so the end is set before: what was there when the check began.
-        for _ in range(1 + await check.pending_batches()):
-            if not await check.fold(fence, state.reference_at, self._settings.fold_outcomes_max):
+        # Reports go on coming: what comes after the check began is the next one's.
+        for _ in range(waiting + 1):
+            if not await check.fold(fence, state.reference_at, self._settings.fold_outcomes_max, newest):
                 break
         result = CheckResult()
         async with check.scoring(fence) as scoring:

@@ -21,6 +21,7 @@ from services.risk.records import Evidence
 from services.risk.store import CHECK_LOCK, put_decisions
 
 _FOLD_BATCHES_MAX: Final = 20_000
+_NEWEST_OF_ALL: Final = 2**63 - 1
 _IDLE_MARGIN_MS: Final = 30_000
 # Today's chunk has no statistics yet and grows a hundredfold while a cached plan lives: what was right for an empty
 # table would read all of it for each signal. Compiling takes longer than running.
@@ -167,13 +168,16 @@ class Check:
         assert row is not None, "the migrations insert the row"
         return _state(row)
 
-    async def pending_batches(self) -> int:
-        """How many batches wait to be folded."""
-        count: int = await self._connection.fetchval("select count(*) from risk.pending_batches")
-        return count
+    async def pending_batches(self) -> tuple[int, int]:
+        """How many batches wait to be folded, and the number of the newest."""
+        row = await self._connection.fetchrow(QUERIES.pending_batches)
+        assert row is not None, "it aggregates"
+        return row["batches"], row["newest"]
 
-    async def fold(self, fence: int | None, reference_at: datetime, outcomes_max: int) -> int:
-        """Folds the oldest waiting batches into the sums; how many. 0 says that none waits.
+    async def fold(
+        self, fence: int | None, reference_at: datetime, outcomes_max: int, newest: int = _NEWEST_OF_ALL
+    ) -> int:
+        """Folds the oldest waiting batches up to the number `newest` into the sums; how many. 0: none waits.
 
         Raises:
             FencedError: another process leads now.
@@ -181,7 +185,7 @@ class Check:
         async with self._fenced(fence, isolation="repeatable_read"):
             for setting in _FOLD_PLANNING:
                 await self._connection.execute(setting)
-            rows = await self._connection.fetch(QUERIES.next_batches, outcomes_max, _FOLD_BATCHES_MAX)
+            rows = await self._connection.fetch(QUERIES.next_batches, outcomes_max, _FOLD_BATCHES_MAX, newest)
             batches = [row["batch_id"] for row in rows]
             if not batches:
                 return 0

@@ -27,6 +27,7 @@ class RiskQueries:
     wait_for_check: str
     hold_fence: str
     detector_state: str
+    pending_batches: str
     next_batches: str
     fold_outcomes: str
     fold_violations: str

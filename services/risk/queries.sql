@@ -136,12 +136,17 @@ select s.reference_at, s.scored_at, s.rebuilt_at, s.last_check_at, s.last_check_
 from risk.detector_state s
 cross join risk.detector_lease l
 
+-- name: pending_batches
+select count(*) as batches, coalesce(max(batch_id), 0)::bigint as newest from risk.pending_batches
+
 -- name: next_batches
--- The oldest batches, up to $1 outcomes of the oldest $2 batches, and always one.
+-- The oldest batches up to number $3: up to $1 outcomes of the oldest $2 batches, and always one.
 select batch_id
 from (
     select batch_id, sum(cardinality(sequences)) over (order by batch_id) - cardinality(sequences) as before
-    from (select batch_id, sequences from risk.pending_batches order by batch_id limit $2) oldest
+    from (
+        select batch_id, sequences from risk.pending_batches where batch_id <= $3 order by batch_id limit $2
+    ) oldest
 ) counted
 where before < $1
 
