@@ -1,0 +1,31 @@
+"""Reads the whole signal log, page by page, for the judge; it writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Final, cast
+
+from redis.asyncio import Redis
+
+from bench.torture.promises import MasterLog
+from execution.ingest.v1 import log_pb2
+from services.common import stream
+
+_PAGE_ENTRIES: Final = 500
+
+
+async def read_masters(client: Redis) -> dict[int, MasterLog]:
+    """Every master's runs, taken in log order."""
+    found: dict[int, MasterLog] = {}
+    after = "-"
+    while True:
+        entries = await cast(
+            "Awaitable[list[Any]]", client.xrange(stream.log_name(), min=after, count=_PAGE_ENTRIES)
+        )
+        for _, fields in entries:
+            for run in log_pb2.LogBatch.FromString(fields[stream.FIELD]).runs:
+                log = found.setdefault(run.master_id, MasterLog(run.master_id))
+                log.take(run)
+        if len(entries) < _PAGE_ENTRIES:
+            return found
+        after = f"({entries[-1][0].decode()}"
