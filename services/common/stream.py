@@ -146,6 +146,7 @@ def translating() -> Iterator[None]:
             answers (a wrong command, a wrong type, an error of our own function) passes through as
             ResponseError.
     """
+    cancellations = tasks.cancellations()
     try:
         yield
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
@@ -156,6 +157,10 @@ def translating() -> Iterator[None]:
             raise asyncio.CancelledError from error
         FAILURES.labels(classified.reason).inc()
         raise classified from error
+    if tasks.cancellations() > cancellations:
+        # redis-py sends through asyncio.wait_for, and before Python 3.12 that swallows a cancellation which
+        # comes in the moment of success: the task would never end.
+        raise asyncio.CancelledError
 
 
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (

@@ -14,11 +14,19 @@ def is_being_cancelled() -> bool:
     Cleaning up after a cancellation may fail, and that failure then hides the cancellation: whoever turns
     failures into others must look here first, or a task that treats the failure as a passing one never ends.
     """
+    return cancellations() > 0
+
+
+def cancellations() -> int:
+    """How often the current task was asked to end; 0 outside of a task.
+
+    Where it rises over an await that returns as if nothing had happened, the request was swallowed.
+    """
     try:
         task = asyncio.current_task()
     except RuntimeError:
-        return False
-    return task is not None and task.cancelling() > 0
+        return 0
+    return 0 if task is None else task.cancelling()
 
 
 @asynccontextmanager
