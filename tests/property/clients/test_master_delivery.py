@@ -124,6 +124,15 @@ class MasterDelivery(RuleBasedStateMachine):
         self.to_client = b""
         self.collect()
 
+    @precondition(lambda self: self.session is None)
+    @rule()
+    def connect_and_log_in(self) -> None:
+        self.connect()
+        for _ in range(2):
+            if self.session is not None:
+                self.carry_to_server(1.0)
+                self.carry_to_client(1.0)
+
     @precondition(lambda self: self.session is not None)
     @rule(share=st.floats(0.01, 1))
     def carry_to_server(self, share: float) -> None:
@@ -149,6 +158,13 @@ class MasterDelivery(RuleBasedStateMachine):
         self.collect()
 
     # The server
+
+    @precondition(lambda self: self.session is not None)
+    @rule()
+    def everything_is_carried(self) -> None:
+        self.carry_to_server(1.0)
+        self.log_answers()
+        self.carry_to_client(1.0)
 
     @precondition(lambda self: self.session is not None)
     @rule()
@@ -266,7 +282,9 @@ class MasterDelivery(RuleBasedStateMachine):
         assert not missing or self.forgotten
         assert self.refused >= {number for number in self.bad if self.log.entries.get(number) == REJECTED}
         assert self.moved <= 1
+        # What an outbox that knew nothing may have missed is told to everybody.
+        assert self.log.epoch > 1 or not self.existing
 
 
 TestMasterDelivery = MasterDelivery.TestCase
-TestMasterDelivery.settings = hypothesis_settings(max_examples=60, stateful_step_count=40)
+TestMasterDelivery.settings = hypothesis_settings(max_examples=100, stateful_step_count=60)
