@@ -48,12 +48,11 @@ class Delivery:
     def pump(self) -> None:
         """Hands over what is next, if the reader takes more."""
         stream, writer = self.stream, self._writer
-        while writer.is_writable:
+        while stream.has_next and writer.is_writable:
             messages = stream.next_messages(self._clock.now_us())
-            self._pass_on()
-            if not messages:
-                break
-            writer.write(messages)
+            if messages:
+                writer.write(messages)
+        self._pass_on()
         if stream.ended is not None and writer.is_writable and not stream.has_next:
             self._finish(stream.ended)
 

@@ -104,7 +104,7 @@ class Stream:
     @property
     def has_next(self) -> bool:
         """Whether `next_messages` has something to give."""
-        return bool(self._control or self._ready)
+        return bool(self._control or (self._ready and self.ended is None))
 
     @property
     def positions(self) -> tuple[tuple[int, Position], ...]:

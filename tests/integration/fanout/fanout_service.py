@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
@@ -61,16 +61,16 @@ class Fanout:
 
 
 @asynccontextmanager
-async def fanout_running(loaded: FanoutSettings) -> AsyncIterator[Fanout]:
-    async with (
-        app.running(loaded) as running,
-        grpc.aio.insecure_channel(
-            f"127.0.0.1:{running.port}", [("grpc.use_local_subchannel_pool", 1)]
-        ) as channel,
-    ):
-        fanout = Fanout(running, channel)
-        await until_serving(channel)
-        yield fanout
+async def fanout_running(loaded: FanoutSettings, *, ready: bool = True) -> AsyncIterator[Fanout]:
+    """The fan-out; its clients outlive it, so that they see how it ends. `ready`: streams can be opened."""
+    async with AsyncExitStack() as clients, app.running(loaded) as running:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = await clients.enter_async_context(
+            grpc.aio.insecure_channel(f"127.0.0.1:{running.port}", options)
+        )
+        if ready:
+            await until_serving(channel)
+        yield Fanout(running, channel)
 
 
 async def until_serving(channel: grpc.aio.Channel) -> None:

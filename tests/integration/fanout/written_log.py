@@ -104,7 +104,9 @@ class WrittenLog:
     async def write(self, *runs: log_pb2.LogRun) -> bytes:
         """Appends one entry with these runs and moves the heads, in one transaction as the front door does."""
         for run in runs:
-            self.heads[run.master_id] = (run.epoch, run.last_sequence)
+            self.heads[run.master_id] = max(
+                self.heads.get(run.master_id, (0, 0)), (run.epoch, run.last_sequence)
+            )
         async with self._client.pipeline(transaction=True) as pipeline:
             batch = log_pb2.LogBatch(runs=runs)
             pipeline.xadd(stream.log_name(self._shard), {stream.FIELD: batch.SerializeToString()})
@@ -126,12 +128,16 @@ class WrittenLog:
             positions += [(epoch, last + 1 + index) for index in range(size)]
         return positions
 
-    def next_signals(self, master_id: int, count: int) -> bytes:
-        """The next entry with `count` signals, for a test that appends it in its own way."""
+    def run(self, master_id: int, count: int) -> log_pb2.LogRun:
+        """A run of the next `count` signals, for a test that appends it in its own way."""
         epoch, last = self.heads.get(master_id, (1, 0))
         self.heads[master_id] = (epoch, last + count)
         made = [signal(last + 1 + index) for index in range(count)]
-        return log_pb2.LogBatch(runs=[batch_run(master_id, last + 1, made, epoch=epoch)]).SerializeToString()
+        return batch_run(master_id, last + 1, made, epoch=epoch)
+
+    def next_signals(self, master_id: int, count: int) -> bytes:
+        """The entry that holds such a run."""
+        return log_pb2.LogBatch(runs=[self.run(master_id, count)]).SerializeToString()
 
     async def gap(self, master_id: int, count: int) -> None:
         """Declares the next `count` sequences as a hole."""
