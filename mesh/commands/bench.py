@@ -54,3 +54,34 @@ def ingest(
         write_json(json_file, report.machine, report.results)
     if plot_file:
         plot_file.write_text(report.chart(), encoding="utf-8")
+
+
+@bench.command()
+def fanout(
+    json_file: JsonFile = None,
+    seconds: Seconds = 4,
+    runs: Runs = 5,
+    subscribers: Annotated[
+        int, typer.Option(min=1, max=15_000, help="Streams, each on its connection.")
+    ] = 500,
+    idle: Annotated[
+        int, typer.Option(min=0, help="Idle streams for their memory; 0 leaves it out.")
+    ] = 10_000,
+    edge: Annotated[str, typer.Option(help="What serves: h2 or aio.")] = "h2",
+) -> None:
+    """Deliveries a second, latency at half of that, and memory of streams, of one fan-out on one core."""
+    from rich.console import Console
+
+    from bench.fanout import FanoutOptions, measure
+    from bench.result import check_writable, print_table, write_json
+    from mesh.process import run_until_signalled
+
+    check_writable(json_file)
+    console = Console(stderr=True)
+    options = FanoutOptions(
+        subscribers=subscribers, idle_subscribers=idle, seconds=seconds, runs=runs, edge=edge
+    )
+    report = run_until_signalled(measure(options, lambda line: console.print(line, highlight=False)))
+    print_table(Console(), report.machine, report.results)
+    if json_file:
+        write_json(json_file, report.machine, report.results)
