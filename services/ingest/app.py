@@ -33,6 +33,7 @@ class Running:
     front_door: FrontDoor
     publisher: Publisher
     door: Door
+    watch: LicenseWatch
 
 
 @asynccontextmanager
@@ -70,7 +71,9 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
             listening(door, certificates) as front_door,
         ):
             try:
-                yield Running(front_door.port, server.port, admin_port.port, front_door, publisher, door)
+                yield Running(
+                    front_door.port, server.port, admin_port.port, front_door, publisher, door, watch
+                )
             finally:
                 door.is_draining = True
                 await server.set_all_serving(False)

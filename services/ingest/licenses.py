@@ -30,12 +30,15 @@ class LicenseWatch:
     def __init__(self, door: Door, client: Redis) -> None:
         self._door = door
         self._client = client
+        self.is_following = False
+        """Whether changes are heard as they are announced."""
 
     async def follow(self) -> None:
         """Follows `ledger:events` until cancelled."""
         following = tail.tail(self._client, stream.LEDGER_EVENTS, await self._begin())
         async with aclosing(cast(AsyncGenerator[tail.Event, None], following)) as events:
             async for event in events:
+                self.is_following = not isinstance(event, tail.Disconnected)
                 match event:
                     case tail.Entries(entries=entries):
                         for entry in entries:
