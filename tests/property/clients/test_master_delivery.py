@@ -265,7 +265,7 @@ class MasterDelivery(RuleBasedStateMachine):
     def everything_arrives_in_the_end(self) -> None:
         """With a network and a log that work, whatever happened before."""
         for _ in range(ROUNDS_MAX):
-            if self.outbox.pending == 0 and self.session is not None:
+            if self.outbox.pending == 0 and self.session is not None and self.session.next_sequence:
                 break
             if self.session is None:
                 self.connect()
