@@ -13,7 +13,7 @@ from execution.fanout.v1 import fanout_service_pb2 as pb
 from services.common import auth, rpc, status
 from services.common.auth import PrincipalKind
 from services.common.clock import Clock
-from services.common.errors import InvalidInputError
+from services.common.errors import InvalidInputError, PermissionDeniedError
 from services.fanout.delivery import Delivery, Needs
 from services.fanout.domain import errors
 from services.fanout.domain.codec import position_pb
@@ -35,9 +35,12 @@ from services.fanout.standing import Standing
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["FanoutService"].full_name
 SUBSCRIBE: Final = f"/{SERVICE}/Subscribe"
 ACKNOWLEDGE: Final = f"/{SERVICE}/Acknowledge"
+LIST_STREAMS: Final = f"/{SERVICE}/ListStreams"
 ALLOWED: Final = {
     SUBSCRIBE: {PrincipalKind.LICENSE},
     ACKNOWLEDGE: {PrincipalKind.LICENSE},
+    # Licenses too, so that a subscriber hears PERMISSION_DENIED and not that its token is unknown.
+    LIST_STREAMS: {PrincipalKind.SERVICE, PrincipalKind.OPERATOR, PrincipalKind.LICENSE},
 }
 _TRAILER_BYTES_MAX: Final = 6_000
 
@@ -149,6 +152,10 @@ class FanoutServicer:
         self, request: pb.ListStreamsRequest, context: rpc.Context
     ) -> pb.ListStreamsResponse:
         """A page of the open streams."""
+        principal = auth.current_principal()
+        if not principal.is_trusted:
+            await self._entitlements.authenticate(principal.token)
+            raise PermissionDeniedError("only operators and services list streams", reason="KIND_NOT_ALLOWED")
         after, size = page_of(request)
         later = [one.stream for one in self._hub if one.stream.stream_id > after]
         streams = sorted(later, key=lambda stream: stream.stream_id)[: size + 1]

@@ -177,6 +177,10 @@ class Subscriber:
     async def begun(self) -> None:
         await self.until(lambda: self.progress > 0, "the first Progress")
 
+    async def over(self) -> None:
+        """Waits for the end, however long it takes, and whatever it is."""
+        await self._task
+
     async def ended(self) -> grpc.aio.AioRpcError:
         async with asyncio.timeout(WAIT_SECONDS):
             await self._task
@@ -191,6 +195,9 @@ class Subscriber:
                 self._changed.set()
         except grpc.aio.AioRpcError as error:
             self.error = error
+        except asyncio.CancelledError:
+            if not self.call.cancelled():
+                raise
         finally:
             self._changed.set()
 
