@@ -12,10 +12,10 @@ import itertools
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -36,6 +36,27 @@ CONNECT_SECONDS_MAX = 10.0
 # A test never judges by wall time.
 hypothesis.settings.register_profile("ecp", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ecp")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def late_grpc_events_are_dropped() -> Iterator[None]:
+    """Keeps a call that ended with its test's loop from breaking a call of the next test.
+
+    grpc.aio has one poller for all event loops of a process. What completes after its loop was closed raises there, and
+    the completions behind it then wait for the next one, perhaps for ever. A service has one loop and no such trouble.
+    """
+    original = asyncio.BaseEventLoop.call_soon_threadsafe
+
+    def call_soon_threadsafe(
+        self: asyncio.BaseEventLoop, callback: Callable[..., object], *args: Any, **keywords: Any
+    ) -> asyncio.Handle:
+        if self.is_closed() and (getattr(callback, "__module__", None) or "").startswith("grpc."):
+            return asyncio.Handle(callback, args, self)
+        return original(self, callback, *args, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.BaseEventLoop, "call_soon_threadsafe", call_soon_threadsafe)
+        yield
 
 
 @contextmanager
