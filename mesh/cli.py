@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mesh import __version__
-from mesh.commands import admin, bench, check, demo, gen, lock, status, test, torture, up
+from mesh.commands import admin, bench, check, demo, fuzz, gen, lock, status, test, torture, up
 from mesh.errors import MeshError
 
 RUN = "Run"
@@ -38,6 +38,7 @@ app.command(rich_help_panel=DEVELOP, context_settings=PASS_THROUGH)(test.test)
 app.command(rich_help_panel=DEVELOP)(check.check)
 app.add_typer(bench.bench, rich_help_panel=DEVELOP)
 app.add_typer(torture.torture, rich_help_panel=DEVELOP)
+app.add_typer(fuzz.fuzz, rich_help_panel=DEVELOP)
 app.command(rich_help_panel=DEVELOP)(gen.gen)
 app.command(rich_help_panel=DEVELOP)(lock.lock)
 
