@@ -62,7 +62,7 @@ class Difference:
 
 
 class Book:
-    """Open positions by position_id and pending orders by order_id, in order of opening.
+    """Open positions by position_id and pending orders by order_id.
 
     `unknown` counts signals about a position or order that the book does not hold (a reader that started from now sees
     closes of what it never saw opened); `overflowed` counts openings beyond `entries_max`, which were not followed.
@@ -86,7 +86,7 @@ class Book:
     def apply(self, signal: pb.Signal, sequence: int = 0) -> bool:
         """Brings the book up to date with one signal; whether that changed or confirmed an entry.
 
-        A signal that comes again does no harm. A signal of a kind that this version does not know counts as unknown.
+        Each signal is to come once. One of a kind that this version does not know counts as unknown.
         """
         rule = _RULES.get(signal.kind)
         if rule is not None and rule(self, signal, sequence):
