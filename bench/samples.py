@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable
 
 RANKS = (50.0, 90.0, 99.0, 99.9, 100.0)
+_ROUNDING = 1e-6
 
 
 class Samples:
@@ -20,7 +21,7 @@ class Samples:
 
     def add_seconds(self, seconds: float) -> None:
         """Takes one sample; a negative one counts as 0."""
-        self._microseconds.append(max(0, min(int(seconds * 1e6), 0xFFFF_FFFF)))
+        self._microseconds.append(max(0, min(round(seconds * 1e6), 0xFFFF_FFFF)))
 
     def percentiles_ms(self, ranks: Iterable[float] = RANKS) -> dict[str, float]:
         """By nearest rank over all samples; `{"p99": 1.234}`. Empty without samples."""
@@ -28,5 +29,6 @@ class Samples:
         if not ordered:
             return {}
         return {
-            f"p{rank:g}": ordered[max(0, math.ceil(rank / 100 * len(ordered)) - 1)] / 1_000 for rank in ranks
+            f"p{rank:g}": ordered[max(0, math.ceil(rank * len(ordered) / 100 - _ROUNDING) - 1)] / 1_000
+            for rank in ranks
         }

@@ -64,8 +64,10 @@ class Seeds:
                 return False
 
 
-def seeds(master_id: int, client_nonce: bytes, server_nonce: bytes, first: int = 1) -> Seeds:
-    """Everything a client with these nonces may send when `first` is the next sequence."""
+def seeds(
+    master_id: int, client_nonce: bytes, server_nonce: bytes, first: int = 1, *, now_us: int | None = None
+) -> Seeds:
+    """Everything a client with these nonces may send when `first` is the next sequence, by the wall clock."""
     who = identity(master_id)
     keys = session_keys(who.secret, client_nonce, server_nonce)
     login_body = pb.LoginBody(version=1, master_id=master_id, license_token=who.license_token)
@@ -74,7 +76,7 @@ def seeds(master_id: int, client_nonce: bytes, server_nonce: bytes, first: int =
     hello = pb.Hello(
         version=1, version_min=1, master_id=master_id, key_id=who.key_id, nonce=client_nonce, client="fuzz"
     )
-    bodies = _bodies(master_id, first)
+    bodies = _bodies(master_id, first, time.time_ns() // 1_000 if now_us is None else now_us)
     bare = Seeds(
         who=who,
         client_nonce=client_nonce,
@@ -101,8 +103,7 @@ def _unsigned_frames() -> list[pb.ClientFrame]:
     ]
 
 
-def _bodies(master_id: int, first: int) -> tuple[tuple[str, bytes], ...]:
-    now_us = time.time_ns() // 1_000
+def _bodies(master_id: int, first: int, now_us: int) -> tuple[tuple[str, bytes], ...]:
     every_kind = [_signal(kind, now_us) for kind in range(1, 10)]
     batches = [
         pb.SignalBatch(first_sequence=first, sent_at_us=now_us, signals=signals)

@@ -37,6 +37,7 @@ _ANSWERS_PER_FRAME_MAX: Final = 8
 _MUTATED_BEFORE_FRAMING: Final = 0.2
 _SIGNED_AFTER_MUTATION: Final = 0.35
 _STRUCTURED: Final = 0.7
+_MICROSECOND_SHARE: Final = 0.1
 
 
 class ViolationError(Exception):
@@ -50,7 +51,7 @@ class SessionTarget:
         self._random = random
         self._now_us = now_us
         self._now_seconds = 1_000.0
-        self._seeds: Seeds = seeds(MASTER_ID, _CLIENT_NONCE, _SERVER_NONCE)
+        self._seeds: Seeds = seeds(MASTER_ID, _CLIENT_NONCE, _SERVER_NONCE, now_us=now_us)
         self._limits = Limits(window=256)
         self.sessions = 0
         self.signed_frames_taken = 0
@@ -244,7 +245,8 @@ class SessionTarget:
         """Time passes, and the log answers, fails or comes back."""
         intake = session.intake
         self._now_seconds += 0.01
-        self._now_us += 10_000
+        # Slowly, so that after millions of frames the signals are not yet stale.
+        self._now_us += self._random.random() < _MICROSECOND_SHARE
         if intake is None or self._random.random() < 0.5:
             return
         self._random.choice(self._events)(self, session)
