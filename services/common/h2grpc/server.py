@@ -95,8 +95,7 @@ async def serving(
                 listener.close()
                 await _drain(server, shared, guard, idle)
     finally:
-        for connection in tuple(shared.connections):
-            connection.transport.abort()
+        await _drop_all(shared, idle)
 
 
 def _register(
@@ -194,6 +193,15 @@ async def _drain(server: Server, shared: Serving, guard: CallGuard, idle: asynci
             await guard.idle()
     except TimeoutError:
         _log.error("gRPC handlers still run %g s after they were cancelled", _CANCELLATION_SECONDS)
+
+
+async def _drop_all(shared: Serving, idle: asyncio.Event) -> None:
+    for connection in tuple(shared.connections):
+        connection.transport.abort()
+    # The event loop closes their sockets in its next rounds.
+    while shared.connections:
+        idle.clear()
+        await idle.wait()
 
 
 def _cancel_all(shared: Serving) -> None:

@@ -1,0 +1,287 @@
+"""Each attack is answered by GOAWAY or RST_STREAM, is counted, and the streams of others go on without a hole."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+
+import grpc
+import pytest
+from h2.errors import ErrorCodes
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    Frame,
+    HeadersFrame,
+    PingFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+from prometheus_client import REGISTRY
+
+from tests.integration.fanout_edge.attacker import Attacker, attacking, headers, repeated
+from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
+
+OTHERS_MESSAGES = 300
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[Edge]:
+    async with counting_edge() as edge:
+        yield edge
+
+
+@pytest.fixture
+async def others(edge: Edge) -> AsyncIterator[None]:
+    """Streams of somebody else, open before the attack; they must read everything."""
+    async with edge.channel() as channel:
+        reading = [asyncio.create_task(count(channel, OTHERS_MESSAGES, slowly=True)) for _ in range(3)]
+        yield
+        assert await asyncio.gather(*reading) == [OTHERS_MESSAGES] * 3
+
+
+def abuse(limit: str) -> float:
+    return REGISTRY.get_sample_value("http2_abuse_total", {"limit": limit}) or 0.0
+
+
+def refused(reason: str) -> float:
+    return REGISTRY.get_sample_value("http2_streams_refused_total", {"reason": reason}) or 0.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # what is waited for is not ours to be told of
+            await asyncio.sleep(0.005)
+
+
+async def hung_up(reader: asyncio.StreamReader) -> None:
+    """The server closes, whichever way."""
+    async with asyncio.timeout(20):
+        with suppress(ConnectionError):
+            while await reader.read(1_000):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("limit", "frame"),
+    [
+        ("settings", SettingsFrame(0, settings={4: 65_535})),
+        ("settings", SettingsFrame(0, flags=["ACK"])),
+        ("ping", PingFrame(0, opaque_data=b"ping-pon")),
+        ("ping", PingFrame(0, opaque_data=b"ping-pon", flags=["ACK"])),
+        ("priority", PriorityFrame(1, depends_on=0, stream_weight=3)),
+        ("window_update", WindowUpdateFrame(0, window_increment=1)),
+        ("empty_data", DataFrame(1)),
+    ],
+)
+@pytest.mark.usefixtures("others")
+async def test_a_flood_is_answered_by_goaway(edge: Edge, limit: str, frame: Frame) -> None:
+    before = abuse(limit)
+    async with attacking(edge.port) as attacker:
+        await attacker.send(attacker.request(1, is_complete=False))
+        sending = asyncio.create_task(attacker.send(*repeated(frame, 20_000)))
+        assert (await attacker.goaway()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+        await sending
+    assert abuse(limit) == before + 1
+
+
+@pytest.mark.usefixtures("others")
+async def test_rapid_reset_is_answered_by_goaway(edge: Edge) -> None:
+    before = abuse("rapid_reset")
+    async with attacking(edge.port) as attacker:
+        for stream_id in range(1, 801, 2):
+            await attacker.send(
+                attacker.request(stream_id, 1_000_000), RstStreamFrame(stream_id, error_code=8)
+            )
+        assert (await attacker.goaway()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+    assert abuse("rapid_reset") == before + 1
+    await until(lambda: edge.counting.running <= 3)
+
+
+@pytest.mark.usefixtures("others")
+async def test_endless_continuations_are_answered_by_goaway(edge: Edge) -> None:
+    before = abuse("continuation")
+    async with attacking(edge.port) as attacker:
+        await attacker.send(HeadersFrame(1, data=attacker.encoder.encode(headers())))
+        await attacker.send(*repeated(ContinuationFrame(1), 1_000))
+        assert (await attacker.goaway()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+    assert abuse("continuation") == before + 1
+
+
+@pytest.mark.usefixtures("others")
+async def test_a_header_bomb_is_answered_by_goaway(edge: Edge) -> None:
+    """A few bytes on the wire, each an index of a long entry of the table."""
+    before = abuse("header_list")
+    async with attacking(edge.port) as attacker:
+        block = attacker.encoder.encode([*headers(), ("bomb", "b" * 3_000)])
+        index = attacker.encoder.encode([("bomb", "b" * 3_000)])
+        assert len(index) < 3
+        await attacker.send(HeadersFrame(1, data=block + index * 1_000, flags=["END_HEADERS"]))
+        assert (await attacker.goaway()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+    assert abuse("header_list") == before + 1
+
+
+async def test_metadata_a_little_too_large_costs_the_call_and_not_the_connection(edge: Edge) -> None:
+    async with edge.channel(("grpc.max_metadata_size", 100_000)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/a.B/C")(b"", metadata=(("key", "x" * 20_000),))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await count(channel, 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        ([b"\0\x40\x01\0\0\0\0\0\1"], ErrorCodes.FRAME_SIZE_ERROR),
+        ([DataFrame(99, data=b"x" * 100)], ErrorCodes.PROTOCOL_ERROR),
+        ([PingFrame(0, opaque_data=b"12345678").serialize()[:-1].replace(b"\x08\x06", b"\x07\x06")], None),
+        ([HeadersFrame(2, data=b"\x82", flags=["END_HEADERS"])], ErrorCodes.PROTOCOL_ERROR),
+        ([HeadersFrame(1, data=b"\xff\xff\xff\xff\xff", flags=["END_HEADERS"])], None),
+        ([ContinuationFrame(1, data=b"x")], ErrorCodes.PROTOCOL_ERROR),
+        ([WindowUpdateFrame(0, window_increment=2**31 - 1)] * 2, ErrorCodes.FLOW_CONTROL_ERROR),
+        ([b"\0\0\x04\x08\0\0\0\0\0\0\0\0\0"], ErrorCodes.PROTOCOL_ERROR),
+    ],
+    ids=[
+        "frame size",
+        "idle stream",
+        "short ping",
+        "even stream",
+        "hpack",
+        "continuation",
+        "window",
+        "increment 0",
+    ],
+)
+@pytest.mark.usefixtures("others")
+async def test_what_the_protocol_forbids_is_answered_by_goaway(
+    edge: Edge, frames: list[Frame | bytes], code: ErrorCodes | None
+) -> None:
+    async with attacking(edge.port) as attacker:
+        await attacker.send(*frames)
+        goaway = await attacker.goaway()
+    assert goaway.error_code != ErrorCodes.NO_ERROR
+    assert code is None or goaway.error_code == code
+
+
+async def test_a_stream_whose_window_overflows_is_reset_and_the_connection_goes_on(edge: Edge) -> None:
+    async with attacking(edge.port, {4: 0}) as attacker:
+        await attacker.send(attacker.request(1, 10), WindowUpdateFrame(1, window_increment=2**31 - 1))
+        await attacker.send(WindowUpdateFrame(1, window_increment=2**31 - 1))
+        assert (await attacker.reset(1)).error_code == ErrorCodes.FLOW_CONTROL_ERROR
+        await attacker.send(attacker.request(3, 10), WindowUpdateFrame(3, window_increment=1_000))
+        assert await attacker.data(200) >= 200
+
+
+async def test_streams_beyond_the_limit_are_refused_one_by_one() -> None:
+    async with counting_edge(http2_streams_per_connection_max=5) as edge, attacking(edge.port) as attacker:
+        before = refused("streams")
+        for stream_id in range(1, 13, 2):
+            await attacker.send(attacker.request(stream_id, is_complete=False))
+        assert (await attacker.reset(11)).error_code == ErrorCodes.REFUSED_STREAM
+        assert refused("streams") == before + 1
+
+
+async def test_connections_beyond_the_limit_are_told_to_go() -> None:
+    async with counting_edge(http2_connections_max=2) as edge, AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(attacking(edge.port)) for _ in range(2)]
+        third = await stack.enter_async_context(attacking(edge.port))
+        assert (await third.goaway()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+        await first[0].send(first[0].request(1, 10))
+        assert await first[0].data(200) >= 200
+
+
+async def test_other_protocols_are_hung_up_on(edge: Edge) -> None:
+    before = abuse("preface")
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await hung_up(reader)
+    writer.close()
+    assert abuse("preface") == before + 1
+
+
+async def test_who_never_says_hello_is_dropped() -> None:
+    async with counting_edge(http2_handshake_seconds_max=0.2) as edge:
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        await hung_up(reader)
+        writer.close()
+
+
+async def test_a_request_that_never_ends_is_given_up() -> None:
+    async with counting_edge(http2_request_seconds_max=0.2) as edge, attacking(edge.port) as attacker:
+        await attacker.send(attacker.request(1, is_complete=False))
+        assert (await attacker.reset(1)).error_code == ErrorCodes.NO_ERROR
+        assert any(isinstance(frame, HeadersFrame) for frame in attacker.received)
+
+
+async def test_a_dead_peer_is_noticed_by_its_silence() -> None:
+    async with (
+        counting_edge(http2_keepalive_seconds=0.1, http2_keepalive_timeout_seconds=0.3) as edge,
+        attacking(edge.port) as dead,
+        edge.channel() as channel,
+    ):
+        await dead.send(dead.request(1, 1))
+        # Others answer pings and stay.
+        assert await count(channel, 1_500, slowly=True) == 1_500
+        await hung_up(dead.reader)
+
+
+async def starve(
+    edge: Edge, peers: int, open_one: Callable[[Attacker], Awaitable[None]], **options: object
+) -> float:
+    """Bytes that each of so many bad readers costs the server."""
+    async with AsyncExitStack() as stack:
+        attackers = [
+            await stack.enter_async_context(attacking(edge.port, **options))  # type: ignore[arg-type]
+            for _ in range(peers)
+        ]
+        tracemalloc.start()
+        for attacker in attackers:
+            await open_one(attacker)
+        await until(lambda: edge.counting.running >= peers)
+        await asyncio.sleep(0.5)
+        cost = tracemalloc.get_traced_memory()[0] / peers
+        tracemalloc.stop()
+    return cost
+
+
+@pytest.mark.usefixtures("others")
+async def test_a_peer_that_never_opens_its_window_costs_little(edge: Edge) -> None:
+    async def open_one(attacker: Attacker) -> None:
+        await attacker.send(attacker.request(1, 1_000_000))
+
+    assert await starve(edge, 30, open_one, settings={4: 0}) < 100 * 1_024
+
+
+@pytest.mark.usefixtures("others")
+async def test_a_peer_that_opens_its_window_and_never_reads_costs_little(edge: Edge) -> None:
+    async def open_one(attacker: Attacker) -> None:
+        attacker.writer.transport.pause_reading()
+        await attacker.send(WindowUpdateFrame(0, window_increment=2**30), attacker.request(1, 1_000_000))
+
+    cost = await starve(edge, 20, open_one, settings={4: 2**30}, receive_buffer_bytes=4_096)
+    # The kernel keeps as much again as it was told, at most.
+    assert cost + 2 * 65_536 < 300 * 1_024
+
+
+async def test_a_peer_that_pings_and_never_reads_is_cut_off() -> None:
+    options = {
+        "http2_output_bytes_high": 8_192,
+        "http2_output_bytes_max": 16_384,
+        "http2_send_buffer_bytes": 4_096,
+    }
+    async with counting_edge(**options) as edge:
+        before = abuse("output")
+        async with attacking(edge.port, {4: 2**30}, receive_buffer_bytes=4_096) as attacker:
+            attacker.writer.transport.pause_reading()
+            await attacker.send(WindowUpdateFrame(0, window_increment=2**30), attacker.request(1, 1_000_000))
+            await until(lambda: edge.counting.running)
+            block = attacker.encoder.encode([("x", "y")])
+            for stream_id in range(3, 1_601, 2):
+                await attacker.send(HeadersFrame(stream_id, data=block, flags=["END_HEADERS"]))
+            for stream_id in range(1_603, 2_401, 2):
+                await attacker.send(attacker.request(stream_id, is_complete=True))
+            await until(lambda: abuse("output") > before or not edge.counting.running)
