@@ -66,6 +66,7 @@ class _Key(NamedTuple):
 class _Entry:
     answer: Answer
     asked_at: float
+    is_doubtful: bool = False
 
 
 class Authoriser:
@@ -113,9 +114,10 @@ class Authoriser:
         for key in [key for key in self._entries if key[:2] == (master_id, key_id)]:
             del self._entries[key]
 
-    def forget_all(self) -> None:
-        """Changes may have been missed: no answer counts any longer."""
-        self._entries.clear()
+    def doubt_all(self) -> None:
+        """Changes may have been missed: no answer counts any longer, unless the ledger cannot be asked."""
+        for entry in self._entries.values():
+            entry.is_doubtful = True
 
     async def close(self) -> None:
         """Cancels what is being asked."""
@@ -126,6 +128,8 @@ class Authoriser:
 
     def _counts(self, entry: _Entry) -> bool:
         age_seconds = self._now() - entry.asked_at
+        if entry.is_doubtful:
+            return False
         if isinstance(entry.answer, Refusal):
             return age_seconds < self._settings.authorisation_negative_seconds
         return age_seconds < self._settings.authorisation_seconds

@@ -45,7 +45,7 @@ class LicenseWatch:
                             self._take(entry)
                     case tail.Connected() | tail.Trimmed() | tail.Restored():
                         # Something may have been announced that we did not hear.
-                        self._door.authoriser.forget_all()
+                        self._door.authoriser.doubt_all()
                         await self.recheck()
 
     async def recheck_regularly(self) -> None:

@@ -12,6 +12,7 @@ from services.common.stream import Redis
 from services.ingest.app import Running, running
 from services.ingest.settings import IngestSettings
 from tests.integration.ingest.stand_in_ledger import OPERATOR_TOKEN, SERVICE_TOKEN
+from tests.integration.ingest.waiting import until
 
 
 def ingest_settings(redis_url: str, ledger_port: int, **overrides: object) -> IngestSettings:
@@ -35,6 +36,8 @@ def ingest_settings(redis_url: str, ledger_port: int, **overrides: object) -> In
 @asynccontextmanager
 async def ingest_running(redis_url: str, ledger_port: int, **overrides: object) -> AsyncIterator[Running]:
     async with running(ingest_settings(redis_url, ledger_port, **overrides)) as service:
+        if service.publisher.is_ready:
+            await until(lambda: service.watch.is_following)
         yield service
 
 

@@ -143,7 +143,6 @@ def key_changed(key_id: str = "k1", **fields: bool) -> events_pb2.LedgerEvent:
 
 async def test_a_revoked_license_ends_the_session(ingest: Running, ledger: StandInLedger, log_client: Redis):
     async with logged_in(ingest.port) as master:
-        await until(lambda: ingest.watch.is_following)
         ledger.refusals[1] = "LICENSE_REVOKED"
         await announce(log_client, license_changed(revoked=True))
         (frame,) = await master.ended()
@@ -154,7 +153,6 @@ async def test_a_revoked_license_ends_the_session(ingest: Running, ledger: Stand
 
 async def test_a_revoked_key_ends_only_its_own_session(ingest: Running, log_client: Redis):
     async with logged_in(ingest.port) as master:
-        await until(lambda: ingest.watch.is_following)
         await announce(log_client, key_changed("another", revoked=True))
         await announce(log_client, license_changed(revoked=False))
         master.send_signals(1)
@@ -171,7 +169,6 @@ async def test_a_license_whose_end_was_moved_ends_the_session_then(
         ingest_running(redis_url, ledger.port, heartbeat_seconds=0.2) as ingest,
         logged_in(ingest.port) as master,
     ):
-        await until(lambda: ingest.watch.is_following)
         await announce(log_client, license_changed(revoked=False, expires_in_seconds=0.1))
         (frame,) = await master.ended()
         assert frame.reject.code == pb.REJECT_CODE_LICENSE_EXPIRED
@@ -192,7 +189,6 @@ async def test_a_change_that_was_not_announced_is_noticed_too(redis_url: str, le
 
 async def test_an_entry_that_is_no_event_is_skipped(ingest: Running, log_client: Redis):
     async with logged_in(ingest.port) as master:
-        await until(lambda: ingest.watch.is_following)
         await log_client.xadd(LEDGER_EVENTS, {b"b": b"\xff\xff"})
         await log_client.xadd(LEDGER_EVENTS, {b"other": b"x"})
         await announce(log_client, license_changed(revoked=True))

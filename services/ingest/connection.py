@@ -1,0 +1,253 @@
+"""One TCP connection and the count of all: bytes to frames and back, time limits; it knows no rule about signals."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, cast
+
+from execution.ingest.v1 import frames_pb2 as pb
+from services.common.clock import now_us
+from services.ingest import metrics
+from services.ingest.domain.frames import FrameDecoder, FrameError, encode_frames
+from services.ingest.peer import Door, Peer
+
+_DISCARD_BYTES_MAX: Final = 4 * 1_048_576
+_OUTPUT: Final = "output"
+
+
+class Connections:
+    """How many connections there are, in all, before login and from each address."""
+
+    def __init__(self, door: Door) -> None:
+        self._settings = door.settings
+        self.all: set[Connection] = set()
+        self._strangers: set[Connection] = set()
+        self._by_address: dict[str, int] = {}
+        self.none_left = asyncio.Event()
+
+    def enter(self, connection: Connection, address: str) -> str | None:
+        """Counts a new connection; returns the limit that it exceeds, if any."""
+        self.all.add(connection)
+        self.none_left.clear()
+        self._strangers.add(connection)
+        count = self._by_address.get(address, 0) + 1
+        self._by_address[address] = count
+        settings = self._settings
+        if count > settings.connections_per_address_max:
+            return "address"
+        if len(self.all) > settings.connections_max:
+            return "connections"
+        if len(self._strangers) > settings.unauthenticated_connections_max:
+            return "unauthenticated"
+        return None
+
+    def logged_in(self, connection: Connection) -> None:
+        """The connection has a session now."""
+        self._strangers.discard(connection)
+
+    def leave(self, connection: Connection, address: str) -> None:
+        """Counts a connection no more. Safe to repeat."""
+        if connection not in self.all:
+            return
+        self.all.discard(connection)
+        self._strangers.discard(connection)
+        count = self._by_address.get(address, 0) - 1
+        if count > 0:
+            self._by_address[address] = count
+        else:
+            self._by_address.pop(address, None)
+        if not self.all:
+            self.none_left.set()
+
+    def observe(self) -> None:
+        """Sets the gauge."""
+        metrics.CONNECTIONS.labels("unauthenticated").set(len(self._strangers))
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection: bytes to frames and back, with its bounds."""
+
+    def __init__(self, door: Door, connections: Connections) -> None:
+        self._door = door
+        self._connections = connections
+        self._decoder = FrameDecoder(door.settings.frame_bytes_max)
+        self._transport: asyncio.Transport | None = None
+        self._address = ""
+        self._limit: str | None = None
+        self.peer_address = ""
+        self._peer = Peer(door, self)
+        self._received_bytes = 0
+        self._pauses: set[str] = set()
+        self._is_input_paused = False
+        self._frame_since: float | None = None
+        self._blocked_since: float | None = None
+        self._is_closing = False
+        self._discarded_bytes = 0
+        self._linger: asyncio.TimerHandle | None = None
+
+    @property
+    def is_unauthenticated(self) -> bool:
+        """Whether no session is open on it."""
+        return self._peer.session.intake is None
+
+    def admit(self, host: str, port: int) -> bool:
+        """Counts an accepted connection; False if it is one too many and must not get further."""
+        self._address, self.peer_address = host, f"{host}:{port}"
+        self._limit = self._connections.enter(self, host)
+        if self._limit is not None:
+            metrics.CUT.labels(self._limit).inc()
+        return self._limit is None
+
+    def leave(self) -> None:
+        """The connection is gone, or never came to be. Safe to repeat."""
+        if self._linger is not None:
+            self._linger.cancel()
+        self._is_closing = True
+        self._connections.leave(self, self._address)
+        self._peer.disconnected()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Bytes can flow; to one that is too many only the reason does."""
+        # uvloop's transports are no subclasses of it.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=self._door.settings.output_bytes_max // 4)
+        if self._limit is not None:
+            self._peer.end(pb.REJECT_CODE_TOO_MANY_CONNECTIONS, f"too many connections ({self._limit})")
+        elif self._door.is_draining:
+            self.drain(0)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in; on a connection that is closing they are thrown away."""
+        if self._is_closing:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > _DISCARD_BYTES_MAX:
+                self.abort()
+            return
+        self._decoder.receive_data(data)
+        if self.is_unauthenticated:
+            self._received_bytes += len(data)
+            if self._received_bytes > self._door.settings.unauthenticated_bytes_max:
+                metrics.CUT.labels("unauthenticated_bytes").inc()
+                self._peer.end(pb.REJECT_CODE_TOO_LARGE, "too many bytes before the login")
+                return
+        if not self._is_input_paused:
+            self._pull()
+
+    def eof_received(self) -> bool:
+        """The client sends no more: nothing of it can be answered usefully any longer, so the connection closes."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self.leave()
+
+    def pause_writing(self) -> None:
+        """The client does not read: take nothing more from it, so that nothing more must be answered."""
+        self._blocked_since = time.monotonic()
+        self.pause(_OUTPUT)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._blocked_since = None
+        self.resume(_OUTPUT)
+        if not self._is_closing:
+            self._peer.send()
+
+    # peer.Port
+
+    def write(self, payloads: list[bytes]) -> None:
+        """Sends frames."""
+        if self._transport is not None and not self._is_closing:
+            self._transport.write(encode_frames(payloads))
+
+    def close(self) -> None:
+        """Half-closes behind the last frame and waits a moment for the client to do the same.
+
+        Closing at once, with the client's bytes unread, would reset the connection, and the client might never see why.
+        """
+        if self._is_closing or self._transport is None:
+            return
+        self._is_closing = True
+        self._is_input_paused = False
+        self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+        loop = asyncio.get_running_loop()
+        self._linger = loop.call_later(self._door.settings.linger_seconds, self.abort)
+
+    def pause(self, reason: str) -> None:
+        """Stops reading until `resume` was called for each reason."""
+        self._pauses.add(reason)
+        if not self._is_input_paused and self._transport is not None and not self._is_closing:
+            self._is_input_paused = True
+            self._transport.pause_reading()
+
+    def resume(self, reason: str) -> None:
+        """Takes one reason back; goes on when it was the last."""
+        self._pauses.discard(reason)
+        if self._pauses or not self._is_input_paused or self._transport is None or self._is_closing:
+            return
+        self._is_input_paused = False
+        self._transport.resume_reading()
+        # Not from here: a resume may come in the middle of handing out the log's answers.
+        asyncio.get_running_loop().call_soon(self._pull)
+
+    def opened(self) -> None:
+        """The session is open."""
+        self._connections.logged_in(self)
+
+    # Inside
+
+    def _pull(self) -> None:
+        """Feeds the session the frames that are there."""
+        peer, decoder = self._peer, self._decoder
+        session = peer.session
+        time_us, now_seconds = now_us(), time.monotonic()
+        payload: bytes | None = None
+        try:
+            while not self._is_input_paused and not session.is_closed:
+                payload = decoder.next_frame()
+                if payload is None:
+                    break
+                self._frame_since = None
+                session.receive_payload(payload, time_us, now_seconds)
+                if session.outbox.commands:
+                    peer.settle()
+        except FrameError as error:
+            session.frame_failed(error)
+        if self._frame_since is None and decoder.pending_bytes:
+            self._frame_since = now_seconds
+        peer.settle()
+
+    def tick(self, time_us: int, now_seconds: float) -> None:
+        """Looks at what is due, and at what takes too long."""
+        if self._is_closing or self._transport is None:
+            return
+        settings = self._door.settings
+        if self._blocked_since is not None:
+            if now_seconds - self._blocked_since > settings.output_seconds_max:
+                metrics.CUT.labels("slow_reader").inc()
+                self.abort()
+            return
+        since, is_held = self._frame_since, self._is_input_paused
+        if since is not None and not is_held and now_seconds - since > settings.frame_seconds_max:
+            metrics.CUT.labels("slow_frame").inc()
+            self._peer.end(pb.REJECT_CODE_MALFORMED, "a frame did not arrive whole in time")
+            return
+        self._peer.tick(time_us, now_seconds, is_held=is_held)
+
+    def drain(self, reconnect_after_ms: int) -> None:
+        """Tells the client to go elsewhere."""
+        if not self._is_closing:
+            self._peer.session.drain(reconnect_after_ms)
+            self._peer.send()
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
