@@ -38,10 +38,13 @@ class PlainReporter:
     def show(self, board: Board) -> None:
         """Writes what is due."""
         while board.events:
-            self._console.print(board.events.popleft(), markup=False, highlight=False)
+            self._say(board.events.popleft())
         if board.elapsed_seconds >= self._due_seconds:
             self._due_seconds = board.elapsed_seconds + PLAIN_LINE_SECONDS
-            self._console.print(plain_line(board), markup=False, highlight=False)
+            self._say(plain_line(board))
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _ms(value: float | None) -> str:
