@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
 
 from tests.integration.fanout.fanout_service import Fanout, fanout_running, fanout_settings
@@ -42,3 +43,8 @@ async def ledger(redis_client: Redis) -> AsyncIterator[StandInLedger]:
 async def fanout(redis_url: str, log: WrittenLog, ledger: StandInLedger) -> AsyncIterator[Fanout]:
     async with fanout_running(fanout_settings(redis_url, ledger)) as fanout:
         yield fanout
+
+
+def pytest_asyncio_loop_factories(config, item):
+    # As in production.
+    return {"uvloop": uvloop.new_event_loop}
