@@ -53,7 +53,9 @@ class NaiveAccount:
             return self._about_order(what, pick, price_e8)
         return self._about_position(what, pick, units * STEP, price_e8) if self.positions else None
 
-    def _open(self, kind: int, ticket: int, side: int, volume_e8: int, price_e8: int, stop: int, **more: int) -> pb.Signal:
+    def _open(
+        self, kind: int, ticket: int, side: int, volume_e8: int, price_e8: int, stop: int, **more: int
+    ) -> pb.Signal:
         self.positions[ticket] = (side, volume_e8, stop, 0)
         return signal(
             kind, ticket, side=side, volume_lots_e8=volume_e8, price_e8=price_e8, stop_loss_e8=stop, **more  # type: ignore[arg-type]
@@ -112,6 +114,4 @@ class NaiveAccount:
         del self.positions[ticket], self.positions[opposite]
         if left_e8:
             self.positions[larger] = (keeper[0], left_e8, keeper[2], keeper[3])
-        return signal(
-            pb.SIGNAL_KIND_CLOSE_BY, ticket, opposite_position_id=opposite, volume_lots_e8=left_e8
-        )
+        return signal(pb.SIGNAL_KIND_CLOSE_BY, ticket, opposite_position_id=opposite, volume_lots_e8=left_e8)

@@ -13,7 +13,7 @@ from execution.common.v1 import snapshot_pb2
 from tests.property.clients.naive_account import NaiveAccount, Orders, Positions, Wish, wishes
 from tests.unit.clients.made import sequenced
 
-histories = st.lists(wishes, max_size=60)
+histories = st.lists(wishes, min_size=15, max_size=60)
 
 copy_settings = st.builds(
     CopySettings,
@@ -86,9 +86,9 @@ def test_an_account_is_what_its_settings_make_of_the_master_minus_what_was_refus
         assert restored == copier.account
 
 
-@given(history=histories, hedging=st.booleans(), settings=copy_settings, cut=st.integers(0, 60))
+@given(history=histories, hedging=st.booleans(), settings=copy_settings, share=st.floats(0, 1))
 def test_a_full_sync_heals_any_gap_and_a_second_one_finds_nothing_to_do(
-    history: list[Wish], hedging: bool, settings: CopySettings, cut: int
+    history: list[Wish], hedging: bool, settings: CopySettings, share: float
 ) -> None:
     master = NaiveAccount(hedging)
     mode = pb.ACCOUNT_MODE_HEDGING if hedging else pb.ACCOUNT_MODE_NETTING
@@ -99,7 +99,7 @@ def test_a_full_sync_heals_any_gap_and_a_second_one_finds_nothing_to_do(
         if signal is None:
             continue
         truth.apply(signal, sequence)
-        if sequence <= cut:
+        if sequence <= share * len(history):
             copier.take(sequenced(signal, sequence), 0)
     snapshot = truth.to_snapshot(1, len(history), 0)
     reconcile(copier, Book.from_snapshot(snapshot), 0)

@@ -232,9 +232,7 @@ class MasterDelivery(RuleBasedStateMachine):
         elif isinstance(event, events.SessionOpened):
             self.acknowledged = max(self.acknowledged, (event.epoch, event.sequence))
         elif isinstance(event, events.SequencesMoved):
-            moved = {
-                number + event.by: signal for number, signal in self.put.items() if number > event.after
-            }
+            moved = {number + event.by: signal for number, signal in self.put.items() if number > event.after}
             kept = {number: signal for number, signal in self.put.items() if number <= event.after}
             assert len(kept) + len(moved) == len(self.put)
             self.put = kept | moved

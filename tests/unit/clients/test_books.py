@@ -130,9 +130,7 @@ def test_a_book_is_bounded() -> None:
     book = Book(entries_max=2)
     for ticket in range(1, 5):
         book.apply(signal(pb.SIGNAL_KIND_OPEN, ticket))
-        book.apply(
-            signal(pb.SIGNAL_KIND_PENDING_PLACE, 0, order_id=ticket, order_type=pb.ORDER_TYPE_LIMIT)
-        )
+        book.apply(signal(pb.SIGNAL_KIND_PENDING_PLACE, 0, order_id=ticket, order_type=pb.ORDER_TYPE_LIMIT))
     assert len(book) == 4
     assert book.overflowed == 4
 

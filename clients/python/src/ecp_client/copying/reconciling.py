@@ -9,7 +9,7 @@ import enum
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from ecp_client.account import HoldingState
+from ecp_client.account import Holding, HoldingState
 from ecp_client.books import Book, BookOrder, BookPosition, Difference
 from ecp_client.copying import orders, positions
 from ecp_client.copying.copier import Copier
@@ -109,9 +109,10 @@ def _align_position(
         holding = None
     before = None
     if holding is not None:
-        if holding.short and holding.side == copier.settings.side_for(position.side):
-            return
         before = (holding.side, holding.volume_lots_e8, holding.stop_loss_e8, holding.take_profit_e8)
+        if holding.short and _would_grow(copier, holding, position):
+            yield from _align_stops(copier, holding, position)
+            return
     sequenced = _as_opening(position, master_id)
     decision = positions.open_(copier, sequenced, sequenced.signal, now_us, False)
     after = copier.account.holdings[ticket]
@@ -124,6 +125,23 @@ def _align_position(
         yield PlannedAction(Step.CLOSE, ticket, decision)
     elif before != (after.side, after.volume_lots_e8, after.stop_loss_e8, after.take_profit_e8):
         yield PlannedAction(Step.ADJUST, ticket, decision)
+
+
+def _would_grow(copier: Copier, holding: Holding, position: BookPosition) -> bool:
+    """Whether bringing a holding in step would repeat an enlargement that was refused."""
+    settings = copier.settings
+    same_side = holding.side == settings.side_for(position.side)
+    return same_side and settings.volume_for(position.volume_lots_e8) > holding.volume_lots_e8
+
+
+def _align_stops(copier: Copier, holding: Holding, position: BookPosition) -> Iterator[PlannedAction]:
+    stops = copier.settings.stops_for(position.stop_loss_e8, position.take_profit_e8)
+    if stops != (holding.stop_loss_e8, holding.take_profit_e8):
+        holding.stop_loss_e8, holding.take_profit_e8 = stops
+        decision = Decision(
+            Action.COPY, Reason.NONE, holding.symbol, holding.side, holding.volume_lots_e8, 0, *stops
+        )
+        yield PlannedAction(Step.ADJUST, holding.position_id, decision)
 
 
 def _align_order(
