@@ -13,6 +13,8 @@ FRAME_BYTES_MAX: Final = 65_536
 _VARINTS: Final = tuple(
     bytes((value,)) if value < 128 else bytes((value & 127 | 128, value >> 7)) for value in range(16_384)
 )
+# The lower 14 bits of a larger value: two bytes that say that more follow.
+_BEGUN_VARINTS: Final = tuple(bytes((value & 127 | 128, value >> 7 | 128)) for value in range(16_384))
 
 
 class FrameError(Exception):
@@ -91,12 +93,7 @@ def varint(value: int) -> bytes:
     """A protobuf varint of 0 <= value < 2^64."""
     if value < 16_384:
         return _VARINTS[value]
-    parts = bytearray()
-    while value >= 128:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
+    return _BEGUN_VARINTS[value & 16_383] + varint(value >> 14)
 
 
 def ack_payload(sequence: int, durability: Durability.ValueType, credits: int) -> bytes:
