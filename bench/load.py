@@ -65,6 +65,8 @@ class Seen:
     steal_cores: float = 0.0
     others_cores: float = 0.0
     is_disturbed: bool = False
+    ran_out: bool = False
+    """A connection had sent all its frames before the time was over; perhaps still in the warm-up."""
     resident_start_bytes: int = 0
     resident_end_bytes: int = 0
 
@@ -89,8 +91,7 @@ class _Clock:
 
     def end(self, now: float, seen: Seen) -> None:
         """The measured time is over."""
-        if self._start is None:
-            raise LoadError("the load ran out of frames in its warm-up: sign more")
+        assert self._start is not None
         disturbance = Disturbance.between(self._start, CpuTimes.now(self._pids, now))
         seen.seconds = now - self._start.wall_seconds
         seen.cores = disturbance.process_cores
@@ -133,6 +134,7 @@ def saturate(load: Load, connections: list[Connection]) -> Seen:
     began = time.perf_counter()
     ends_at = began + load.warmup_seconds + load.seconds
     has_frames = True
+    clock.begin(began)
     while has_frames and (now := time.perf_counter()) < ends_at:
         if not is_measuring and now - began >= load.warmup_seconds:
             is_measuring, counted = True, 0
@@ -145,7 +147,7 @@ def saturate(load: Load, connections: list[Connection]) -> Seen:
             # What does not fit now goes out behind the next acknowledgement: part of a window is under way.
             one.send()
     clock.end(time.perf_counter(), seen)
-    seen.signals = counted
+    seen.signals, seen.ran_out = counted, not has_frames
     return seen
 
 

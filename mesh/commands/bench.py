@@ -23,6 +23,10 @@ PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw a chart, SVG
 Runs = Annotated[int, typer.Option(min=1, max=100, help="Runs of each measurement; the median counts.")]
 Seconds = Annotated[float, typer.Option(min=0.5, max=600, help="Length of one run, after its warm-up.")]
 
+Attempts = Annotated[
+    int, typer.Option(min=1, max=20, help="Times to try a run that others on the machine disturb.")
+]
+
 
 @bench.callback()
 def _group() -> None:
@@ -36,6 +40,7 @@ def ingest(
     seconds: Seconds = 4,
     runs: Runs = 5,
     connections: Annotated[int, typer.Option(min=1, max=250, help="Masters, each on its connection.")] = 64,
+    attempts: Attempts = 3,
 ) -> None:
     """Signed signals a second and latency of acknowledgements through one front door on one core."""
     from rich.console import Console
@@ -47,7 +52,7 @@ def ingest(
     for path in (json_file, plot_file):
         check_writable(path)
     console = Console(stderr=True)
-    options = IngestOptions(seconds=seconds, runs=runs, connections=connections)
+    options = IngestOptions(seconds, runs, connections, attempts, with_curve=plot_file is not None)
     report = run_until_signalled(measure(options, lambda line: console.print(line, highlight=False)))
     print_table(Console(), report.machine, report.results)
     if json_file:
