@@ -221,8 +221,8 @@ class Outbox:
     def move(self, after: int, epoch: int, sequence: int) -> None:
         """Acknowledges (epoch, sequence), and puts all signals behind `after` right behind it.
 
-        Needed when the log turns out to be ahead of this outbox; the moved signals must never have been sent. A crash in
-        between is finished at the next opening.
+        Needed when the log turns out to be ahead of this outbox; the moved signals must never have been sent. What a
+        crash interrupts is finished at the next opening.
         """
         with self._mutex:
             state = self._state

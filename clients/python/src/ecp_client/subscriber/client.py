@@ -7,15 +7,15 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection
-from typing import Self
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any, Self
 
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
 from ecp_client.copying import Copier, Protection, QuoteSource, Reason
 from ecp_client.disk import FsyncPolicy
 from ecp_client.errors import ClosedError
 from ecp_client.positions import BEGINNING, Position
-from ecp_client.subscriber.events import Batch, SubscriberEvent, SyncState
+from ecp_client.subscriber.events import Batch, StreamEnded, SubscriberEvent, SyncState
 from ecp_client.subscriber.journal import Journal
 from ecp_client.subscriber.processing import Hooks, Processor, SubscriberStats
 from ecp_client.subscriber.recovery import recover
@@ -85,6 +85,7 @@ class Subscriber:
         self._reporter = Reporter(settings, self._processor.outcomes, self._metadata, self._processor.tell)
         self._tasks: list[asyncio.Task[None]] = []
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._failure: Exception | None = None
         self._closed = False
 
     # Life
@@ -95,14 +96,15 @@ class Subscriber:
             raise ClosedError("a subscriber can be started once")
         settings = self.settings
         self._tasks = [
-            asyncio.create_task(self._streaming.run(), name="ecp-subscriber-stream"),
+            asyncio.create_task(self._guard(self._streaming.run()), name="ecp-subscriber-stream"),
             asyncio.create_task(self._streaming.acknowledge_often(), name="ecp-subscriber-acknowledge"),
-            asyncio.create_task(self._checkpoint_often(), name="ecp-subscriber-checkpoint"),
+            asyncio.create_task(self._guard(self._checkpoint_often()), name="ecp-subscriber-checkpoint"),
         ]
         if settings.risk_addresses:
             self._tasks.append(asyncio.create_task(self._reporter.run(), name="ecp-subscriber-report"))
         if self._journal is not None and settings.journal.fsync is FsyncPolicy.INTERVAL:
-            self._tasks.append(asyncio.create_task(self._sync_often(), name="ecp-subscriber-sync"))
+            sync = self._guard(self._sync_often(self._journal))
+            self._tasks.append(asyncio.create_task(sync, name="ecp-subscriber-sync"))
 
     async def close(self) -> None:
         """Acknowledges and reports what is left, writes a checkpoint and closes; safe to repeat."""
@@ -116,11 +118,10 @@ class Subscriber:
                 await task
         await self._streaming.close()
         await self._reporter.close()
-        for _, _, future in self._waiters:
-            if not future.done():
-                future.set_exception(ClosedError("the subscriber was closed before"))
+        self._fail_waiters(ClosedError("the subscriber was closed before"))
         if self._journal is not None:
-            self._processor.checkpoint()
+            if self._failure is None:
+                self._processor.checkpoint()
             self._journal.close()
 
     async def __aenter__(self) -> Self:
@@ -168,10 +169,13 @@ class Subscriber:
         Raises:
             TimeoutError: it took longer than `timeout_seconds`.
             ClosedError: the client was closed before.
+            JournalError: the journal cannot be written, and the client has stopped.
         """
         position = self.position(master_id)
         if position is not None and position.sequence >= sequence:
             return
+        if self._failure is not None:
+            raise self._failure
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((master_id, sequence, future))
         async with asyncio.timeout(timeout_seconds):
@@ -274,13 +278,31 @@ class Subscriber:
             await asyncio.sleep(self.settings.checkpoint_interval_seconds)
             self._processor.checkpoint()
 
-    async def _sync_often(self) -> None:
-        assert self._journal is not None
+    async def _sync_often(self, journal: Journal) -> None:
         while True:
             await asyncio.sleep(self.settings.fsync_interval_seconds)
-            descriptor = self._journal.duplicate_descriptor()
+            descriptor = journal.duplicate_descriptor()
             if descriptor is not None:
                 try:
                     await asyncio.to_thread(os.fsync, descriptor)
                 finally:
                     os.close(descriptor)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Without a journal that can be written nothing may be received: says so, and ends the stream."""
+        try:
+            await work
+        except Exception as error:
+            logger.exception("the subscriber stops")
+            self._failure = error
+            self._fail_waiters(error)
+            self._processor.tell(StreamEnded("INTERNAL", f"the subscriber stops: {error}", is_final=True))
+            for task in self._tasks:
+                if task is not asyncio.current_task():
+                    task.cancel()
+
+    def _fail_waiters(self, error: Exception) -> None:
+        waiters, self._waiters = self._waiters, []
+        for _, _, future in waiters:
+            if not future.done():
+                future.set_exception(error)

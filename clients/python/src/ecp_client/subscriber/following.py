@@ -24,8 +24,9 @@ class Following:
     copier: Copier
     decided: dict[Position, Entry] = field(default_factory=dict)
     """Signals that were decided before a restart and are not in the checkpoint: they come again as replays."""
-    to_reconcile: bool = False
-    """A snapshot was taken, and the account is compared with it once the mirror has caught up."""
+    synced_over: Position | None = None
+    """A snapshot was taken when signals had been delivered up to here, and the account is compared with the mirror once
+    that has caught up; None when there is nothing to compare."""
 
     def take(self, sequenced: signal_pb2.SequencedSignal, server_now_us: int) -> Decision:
         """Takes a new signal."""
@@ -39,23 +40,23 @@ class Following:
         else:
             self.copier.replay(sequenced, Action(entry.action), Reason(entry.reason))
 
-    def begin_full_sync(self, snapshot: snapshot_pb2.Snapshot) -> None:
+    def begin_full_sync(self, snapshot: snapshot_pb2.Snapshot, previous: Position) -> None:
         """Makes the snapshot the mirror. Decisions that will not be replayed reach the account from the journal."""
         for entry in self.decided.values():
             _patch(self.copier.account, entry)
         self.decided.clear()
         self.copier.mirror = Book.from_snapshot(snapshot)
-        self.to_reconcile = True
+        self.synced_over = previous
 
     @property
     def has_caught_up(self) -> bool:
         """Whether a full sync can be finished: everything that was delivered before is in the mirror."""
         held = self.track.held
-        return self.to_reconcile and held is not None and held >= self.track.processed
+        return self.synced_over is not None and held is not None and held >= self.track.processed
 
     def finish_full_sync(self, server_now_us: int, held: Collection[int] | None) -> Plan:
         """Brings the account in step with the mirror; `held` is what the terminal really has, if it can tell."""
-        self.to_reconcile = False
+        self.synced_over = None
         return reconcile(
             self.copier, self.copier.mirror, server_now_us, master_id=self.track.master_id, held=held
         )
@@ -63,7 +64,12 @@ class Following:
     def checkpoint(self, now_us: int) -> bytes | None:
         """The journal entry from which a later process can go on, or None while a replay is under way."""
         position = self.track.held
-        if position is None or self.decided or self.to_reconcile or position < self.track.processed:
+        if (
+            position is None
+            or self.decided
+            or self.synced_over is not None
+            or position < self.track.processed
+        ):
             return None
         try:
             mirror = self.copier.mirror.to_snapshot(

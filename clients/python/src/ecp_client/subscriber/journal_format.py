@@ -40,7 +40,7 @@ class EntryType(enum.IntEnum):
     GAP = 2
     """Positions will not come: `previous` was held before, `position` is held after; kind is the GapReason."""
     SNAPSHOT = 3
-    """A full sync: `position` is the snapshot's as_of."""
+    """A full sync: signals behind `previous` and up to `position` were not delivered, but are in the snapshot."""
     PROGRESS = 4
     """The position moved over what the stream had nothing to say about."""
     CHECKPOINT = 5

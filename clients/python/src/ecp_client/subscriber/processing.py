@@ -214,7 +214,7 @@ class Processor:
     def _take_step(self, step: Step, now_us: int) -> list[bytes]:
         """Takes what is no signal; returns the journal's entries."""
         if isinstance(step, SnapshotReceived):
-            self.following(step.master_id).begin_full_sync(step.snapshot)
+            self.following(step.master_id).begin_full_sync(step.snapshot, step.previous)
             return []
         if isinstance(step, Moved):
             return [encode(Entry(EntryType.PROGRESS, step.master_id, step.position, step.previous, now_us))]
@@ -235,12 +235,13 @@ class Processor:
         if not following.has_caught_up:
             return []
         master_id = following.track.master_id
+        previous = following.synced_over or BEGINNING
         held = self._hooks.held_positions(master_id) if self._hooks.held_positions is not None else None
         plan = following.finish_full_sync(self.clock.at(monotonic_us()), held)
         self.stats.full_syncs += 1
         position = following.track.held or BEGINNING
         self.tell(Resynced(master_id, position, plan))
-        entries = [encode(Entry(EntryType.SNAPSHOT, master_id, position, position, now_us))]
+        entries = [encode(Entry(EntryType.SNAPSHOT, master_id, position, previous, now_us))]
         checkpoint = following.checkpoint(now_us)
         return entries if checkpoint is None else [*entries, checkpoint]
 

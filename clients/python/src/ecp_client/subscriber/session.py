@@ -102,10 +102,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotReceived:
-    """A full sync begins: everything after the snapshot follows."""
+    """A full sync begins: everything after the snapshot follows. Up to `previous`, signals were delivered before."""
 
     master_id: int
     snapshot: snapshot_pb2.Snapshot
+    previous: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,11 +291,11 @@ class SubscriberSession:
         track.jumped_at = None
         track.snapshots_missed = 0
         track.held = as_of
-        track.processed = max(track.processed, as_of)
+        previous, track.processed = track.processed, max(track.processed, as_of)
         track.withheld = False
         if track.degraded_at is not None and as_of >= track.degraded_at:
             track.degraded_at = None
-        steps: list[Step] = [SnapshotReceived(track.master_id, snapshot)]
+        steps: list[Step] = [SnapshotReceived(track.master_id, snapshot, previous)]
         if track.state is not before:
             steps.append(StateChanged(track.master_id, track.state, "full sync"))
         return steps

@@ -1,0 +1,270 @@
+"""A subscriber through cuts, crashes, gaps, pauses, epochs and trimmed logs: each signal once, and in step in the end."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ecp_client.books import Book
+from ecp_client.clock import ServerClock
+from ecp_client.copying import CopySettings, differences
+from ecp_client.disk import FsyncPolicy
+from ecp_client.positions import BEGINNING, Position
+from ecp_client.subscriber import (
+    Batch,
+    GapSeen,
+    Journal,
+    JournalSettings,
+    Resynced,
+    Start,
+    SubscriberEvent,
+    SubscriberSettings,
+    read_journal,
+)
+from ecp_client.subscriber.journal_format import EntryType
+from ecp_client.subscriber.processing import Hooks, Processor
+from ecp_client.subscriber.recovery import recover
+from execution.fanout.v1 import fanout_service_pb2 as pb
+from tests.property.clients.naive_account import NaiveAccount, Wish, wishes
+from tests.property.clients.simulated_fanout import MASTER, OutOfRangeError, SimulatedFanout
+
+JOURNAL = JournalSettings(fsync=FsyncPolicy.NEVER, file_bytes=4_096, files_max=3)
+ROUNDS_MAX = 400
+
+
+class SubscriberFollowing(RuleBasedStateMachine):
+    @initialize(
+        start=st.sampled_from(list(Start)),
+        multiplier=st.sampled_from([10_000, 5_000]),
+        history=st.lists(wishes, max_size=10),
+        with_snapshot=st.booleans(),
+    )
+    def begin(self, start: Start, multiplier: int, history: list[Wish], with_snapshot: bool) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.settings = SubscriberSettings(
+            addresses=["127.0.0.1:1"],
+            license_token="t",
+            masters={MASTER: CopySettings(volume_multiplier_e4=multiplier)},
+            start=start,
+        )
+        self.master = NaiveAccount(hedging=True)
+        self.fanout = SimulatedFanout()
+        self.trade(history)
+        if with_snapshot:
+            self.fanout.take_snapshot()
+        self.delivered: list[Position] = []
+        self.told_gaps: list[GapSeen] = []
+        self.stream: Iterator[pb.SubscribeResponse] | None = None
+        self.processes = 0
+        self.start_process()
+
+    def teardown(self) -> None:
+        if hasattr(self, "journal"):
+            self.journal.close()
+            shutil.rmtree(self.folder)
+
+    # The client's process
+
+    def start_process(self) -> None:
+        self.processes += 1
+        self.journal = Journal(self.folder, JOURNAL)
+        hooks = Hooks(on_event=self.on_event)
+        self.processor = Processor(
+            self.settings, hooks, self.journal, recover(self.folder), ServerClock(0, 0)
+        )
+
+    @rule()
+    def close_and_start_again(self) -> None:
+        self.hang_up()
+        self.processor.checkpoint()
+        self.journal.close()
+        self.start_process()
+
+    @rule(torn=st.integers(0, 30))
+    def crash_and_start_again(self, torn: int) -> None:
+        """What was being written is torn; what was written whole before is there."""
+        self.hang_up()
+        self.journal.close()
+        path = max(self.folder.glob("*.journal"))
+        with path.open("ab") as file:
+            file.write(b"\x01" * torn)
+        self.start_process()
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.processor.checkpoint()
+
+    def on_event(self, event: SubscriberEvent) -> None:
+        if isinstance(event, GapSeen):
+            self.told_gaps.append(event)
+
+    # The master and the log
+
+    def trade(self, history: list[Wish]) -> None:
+        for wish in history:
+            signal = self.master.wish(wish)
+            if signal is not None:
+                self.fanout.add_signal(signal)
+
+    @rule(history=st.lists(wishes, min_size=1, max_size=8))
+    def master_trades(self, history: list[Wish]) -> None:
+        self.trade(history)
+
+    @rule(history=st.lists(wishes, min_size=1, max_size=3))
+    def front_door_refuses(self, history: list[Wish]) -> None:
+        signals = [signal for wish in history if (signal := self.master.wish(wish)) is not None]
+        if signals:
+            self.fanout.add_hidden(signals)
+
+    @rule(lost=st.integers(0, 4))
+    def epoch_begins(self, lost: int) -> None:
+        self.fanout.begin_epoch(lost)
+
+    @rule()
+    def master_sends_a_snapshot(self) -> None:
+        self.fanout.take_snapshot()
+
+    @rule(keep=st.integers(0, 10))
+    def log_is_trimmed(self, keep: int) -> None:
+        self.fanout.trim(keep)
+
+    @rule()
+    def pause_or_resume(self) -> None:
+        self.fanout.is_paused = not self.fanout.is_paused
+        if self.stream is not None:
+            self.give(self.fanout.state())
+
+    # The stream
+
+    @precondition(lambda self: self.stream is None)
+    @rule()
+    def connect(self) -> None:
+        (start,) = self.processor.session.request().masters
+        try:
+            self.stream = self.fanout.open(start)
+        except OutOfRangeError as error:
+            self.processor.stream_ended(self.processor.session.stream_ended(error.unavailable))
+            return
+        if self.fanout.is_paused:
+            self.give(self.fanout.state())
+
+    @precondition(lambda self: self.stream is not None)
+    @rule(count=st.integers(1, 10), joined=st.booleans())
+    def receive(self, count: int, joined: bool) -> None:
+        """Some responses; signals that follow one another may come in one message."""
+        message = pb.SubscribeResponse()
+        for _ in range(count):
+            response = next(self.stream, None) if self.stream is not None else None
+            if response is None:
+                self.hang_up()
+                return
+            if joined and response.HasField("signals"):
+                message.signals.signals.extend(response.signals.signals)
+                continue
+            if message.HasField("signals"):
+                self.give(message)
+                message = pb.SubscribeResponse()
+            self.give(response)
+        if message.HasField("signals"):
+            self.give(message)
+
+    @precondition(lambda self: self.stream is not None)
+    @rule()
+    def a_signal_gets_lost_on_the_way(self) -> None:
+        if self.stream is not None:
+            next(self.stream, None)
+
+    @precondition(lambda self: self.stream is not None)
+    @rule()
+    def hang_up(self) -> None:
+        if self.stream is not None:
+            self.stream = None
+            self.processor.stream_ended(self.processor.session.stream_ended())
+
+    @rule()
+    def ask_for_full_sync(self) -> None:
+        if self.processor.session.ask_for_full_sync():
+            self.hang_up()
+
+    def give(self, response: pb.SubscribeResponse) -> None:
+        if self.stream is None:
+            return
+        batch = self.processor.handle(response)
+        if batch is not None:
+            self.take_batch(batch)
+        if self.processor.session.wants_new_stream:
+            self.hang_up()
+
+    def take_batch(self, batch: Batch) -> None:
+        assert len(batch.signals) == len(batch.decisions)
+        for sequenced in batch.signals:
+            position = Position(sequenced.epoch, sequenced.sequence)
+            assert not self.delivered or position > self.delivered[-1]
+            self.delivered.append(position)
+
+    # What must hold
+
+    @property
+    def held(self) -> Position:
+        return self.processor.session.tracks[MASTER].held or BEGINNING
+
+    @invariant()
+    def the_journal_says_what_was_delivered(self) -> None:
+        if not hasattr(self, "journal"):
+            return
+        entries = [entry for entry in read_journal(self.folder) if entry.entry_type is EntryType.SIGNAL]
+        journalled = [entry.position for entry in entries]
+        # Old files are removed; what is left is the end of what was delivered.
+        assert journalled == self.delivered[len(self.delivered) - len(journalled) :]
+
+    @rule()
+    def everything_is_in_step_in_the_end(self) -> None:
+        """With a server that can be reached and a fresh snapshot, whatever happened before."""
+        if self.fanout.is_paused:
+            self.pause_or_resume()
+        self.fanout.take_snapshot()
+        for _ in range(ROUNDS_MAX):
+            track = self.processor.session.tracks[MASTER]
+            if self.stream is None:
+                self.connect()
+            self.receive(5, joined=True)
+            is_there = self.stream is not None and self.held >= self.fanout.head
+            if is_there and not track.degraded and not track.withheld:
+                break
+            self.ask_for_full_sync()
+        assert self.held == max(self.fanout.head, Position(1, 0))
+        copier = self.processor.followings[MASTER].copier
+        if self.processor.stats.full_syncs or self.settings.start is Start.BEGINNING:
+            assert list(copier.mirror.differences(self.fanout.truth)) == []
+        assert list(differences(copier, copier.mirror)) == []
+        assert isinstance(copier.mirror, Book)
+        self.nothing_was_passed_over_in_silence()
+
+    def nothing_was_passed_over_in_silence(self) -> None:
+        """Each signal behind the first delivered one came, or was told as a gap, or is in a snapshot."""
+        if not self.delivered or self.journal_was_rotated():
+            return
+        covered = set(self.delivered)
+        spans: list[tuple[Position, Position]] = []
+        for entry in read_journal(self.folder):
+            if entry.entry_type in (EntryType.GAP, EntryType.SNAPSHOT, EntryType.PROGRESS):
+                spans.append((entry.previous, entry.position))
+        for record in self.fanout.records:
+            if record.signal is None or not self.delivered[0] < record.position <= self.held:
+                continue
+            inside = any(before < record.position <= upto for before, upto in spans)
+            assert record.position in covered or inside, record.position
+
+    def journal_was_rotated(self) -> bool:
+        return not (self.folder / "0000000001.journal").exists()
+
+
+TestSubscriberFollowing = SubscriberFollowing.TestCase
+TestSubscriberFollowing.settings = hypothesis_settings(max_examples=100, stateful_step_count=40)
+_ = Resynced
