@@ -29,6 +29,7 @@ from mesh.embedded.redis import AppendFsync
 from mesh.errors import MeshError
 
 T = TypeVar("T")
+R = TypeVar("R", Seen, Rate)
 
 PACE: Final = 10_000
 CURVE: Final = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 40_000)
@@ -86,7 +87,6 @@ class _Bench:
     measured_core: int
     load_core: int
     guess: dict[int, float] = field(default_factory=lambda: dict(_FIRST_GUESS))
-    disturbed: int = 0
 
     async def saturated(self, batch: int) -> Seen:
         """Signals a second with full windows."""
@@ -134,7 +134,7 @@ class _Bench:
         self.tell(f"at {rate:,}/s: echoed {_percentiles(seen)}{_note(seen)}")
         return seen
 
-    async def bare(self) -> float:
+    async def bare(self) -> Rate:
         """Entries a second of a bare client."""
 
         async def once() -> Rate:
@@ -147,7 +147,7 @@ class _Bench:
 
         rate = await self._quietest(once, lambda rate: rate.is_disturbed)
         self.tell(f"bare XADD: {rate.per_second:,.0f} entries/s{' (disturbed)' if rate.is_disturbed else ''}")
-        return rate.per_second
+        return rate
 
     async def _settled(self) -> None:
         """Waits until Redis has rewritten the file that the run before made it grow."""
@@ -173,13 +173,16 @@ class _Bench:
             found = await once()
             if not is_disturbed(found):
                 return found
-        found = await once()
-        self.disturbed += is_disturbed(found)
-        return found
+        return await once()
 
 
 def _is_disturbed(seen: Seen) -> bool:
     return seen.is_disturbed
+
+
+def _cores(seen: Seen) -> float:
+    """What the front door used; it is the first of the watched processes."""
+    return next(iter(seen.cores.values()), 0.0)
 
 
 def _percentiles(seen: Seen) -> str:
@@ -235,7 +238,7 @@ async def measure(options: IngestOptions, tell: Callable[[str], None]) -> Ingest
 async def _measure_appended(bench: _Bench, report: IngestReport) -> None:
     options = bench.options
     report.machine["redis"] = (await bench.client.info("server")).get("redis_version")
-    bare: list[float] = []
+    bare: list[Rate] = []
     batches: list[Seen] = []
     singles: list[Seen] = []
     acks: list[Seen] = []
@@ -272,7 +275,8 @@ async def _measure_curve(bench: _Bench, report: IngestReport) -> None:
 
 
 async def _measure_fsynced(bench: _Bench, report: IngestReport) -> None:
-    bare, batches = [], []
+    bare: list[Rate] = []
+    batches: list[Seen] = []
     for _ in range(bench.options.runs):
         bare.append(await bench.bare())
         batches.append(await bench.saturated(BATCH))
@@ -289,12 +293,17 @@ def _redis_benchmark_of(bench: _Bench) -> dict[str, Any]:
     return {"redis_benchmark_p16_per_second": round(rate)}
 
 
-def _rate(name: str, seen: list[Seen], bare: list[float], details: dict[str, Any]) -> Result:
+def _quiet(runs: list[R]) -> list[R]:
+    """The runs that count: those that nobody disturbed or, if there are none, all."""
+    return [one for one in runs if not one.is_disturbed] or runs
+
+
+def _rate(name: str, seen: list[Seen], bare: list[Rate], details: dict[str, Any]) -> Result:
     return result_of(
         name,
         "signals/s",
-        [one.signals_per_second for one in seen],
-        bare,
+        [one.signals_per_second for one in _quiet(seen)],
+        [one.per_second for one in _quiet(bare)],
         disturbed_runs=sum(one.is_disturbed for one in seen),
         details={**details, "runs": [_circumstances(one) for one in seen]},
     )
@@ -304,8 +313,8 @@ def _latency(name: str, acks: list[Seen], echoes: list[Seen]) -> Result:
     return result_of(
         name,
         "ms",
-        [one.latency_ms["p99"] for one in acks],
-        [one.latency_ms["p99"] for one in echoes],
+        [one.latency_ms["p99"] for one in _quiet(acks)],
+        [one.latency_ms["p99"] for one in _quiet(echoes)],
         less_is_better=True,
         disturbed_runs=sum(one.is_disturbed for one in acks),
         details={"runs": [{**_circumstances(one), **one.latency_ms} for one in acks]},
@@ -324,5 +333,7 @@ def _circumstances(seen: Seen) -> dict[str, Any]:
         "cores": list(seen.cores.values()),
         "steal_cores": seen.steal_cores,
         "others_cores": seen.others_cores,
+        "signals_per_second": round(seen.signals_per_second),
+        "signals_per_processor_second": round(seen.signals_per_second / max(_cores(seen), 0.01)),
         "sent_late_ms": seen.late_ms,
     }

@@ -28,7 +28,7 @@ class Result:
     spread: float = 0.0
     """Largest less smallest, over the median."""
     disturbed_runs: int = 0
-    """Runs counted although others used too much of the machine, as no quiet one could be had."""
+    """Of all runs, those in which others used too much of the machine."""
     values: list[float] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -89,10 +89,12 @@ def write_json(path: Path, machine: dict[str, Any], results: Sequence[Result]) -
 
 def print_table(console: Console, machine: dict[str, Any], results: Sequence[Result]) -> None:
     """Prints the machine and every figure."""
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
+    line = ", ".join(f"{name} {value}" for name, value in machine.items())
+    console.print(line, highlight=False, soft_wrap=True)
     table = Table()
     for heading in ("figure", "value", "unit", "yardstick", "ratio", "runs", "spread"):
-        table.add_column(heading, justify="left" if heading in ("figure", "unit") else "right")
+        is_text = heading in ("figure", "unit")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=is_text)
     for result in results:
         disturbed = f" ({result.disturbed_runs} disturbed)" if result.disturbed_runs else ""
         table.add_row(

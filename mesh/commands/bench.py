@@ -53,7 +53,9 @@ def ingest(
         check_writable(path)
     console = Console(stderr=True)
     options = IngestOptions(seconds, runs, connections, attempts, with_curve=plot_file is not None)
-    report = run_until_signalled(measure(options, lambda line: console.print(line, highlight=False)))
+    report = run_until_signalled(
+        measure(options, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    )
     print_table(Console(), report.machine, report.results)
     if json_file:
         write_json(json_file, report.machine, report.results)
@@ -86,7 +88,9 @@ def fanout(
     options = FanoutOptions(
         subscribers=subscribers, idle_subscribers=idle, seconds=seconds, runs=runs, edge=edge
     )
-    report = run_until_signalled(measure(options, lambda line: console.print(line, highlight=False)))
+    report = run_until_signalled(
+        measure(options, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    )
     print_table(Console(), report.machine, report.results)
     if json_file:
         write_json(json_file, report.machine, report.results)

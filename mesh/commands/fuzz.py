@@ -41,7 +41,7 @@ def ingest(
     progress = Console(stderr=True)
     options = FuzzOptions(frames, seconds, live, seed)
     report = run_until_signalled(
-        fuzz(options, os.getpid(), lambda line: progress.print(line, highlight=False))
+        fuzz(options, os.getpid(), lambda line: progress.print(line, highlight=False, soft_wrap=True))
     )
     for line in report.summary():
         print(line)

@@ -54,7 +54,9 @@ def ingest(
     check_writable(json_file)
     progress = Console(stderr=True)
     options = TortureOptions(kills, redis_kills, masters, rate, durability.value, seed)
-    report = run_until_signalled(torture(options, lambda line: progress.print(line, highlight=False)))
+    report = run_until_signalled(
+        torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
+    )
     for line in report.summary():
         print(line)
     if json_file:
