@@ -61,7 +61,10 @@ class Columns(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GapRow:
-    """Sequences `first` to `last` of `previous_epoch` are missing (none when first > last); `end` is behind them."""
+    """Sequences `first` to `last` of `previous_epoch` are missing (none when first > last); `end` is behind them.
+
+    A hole was found by the archiver: what it covers may still come in, and then counts.
+    """
 
     master_id: int
     epoch: int
@@ -73,6 +76,7 @@ class GapRow:
     session_epoch: int
     key_id: str
     received_at: datetime
+    is_hole: bool = False
 
     @property
     def end(self) -> tuple[int, int]:
@@ -199,6 +203,7 @@ def hole_row_of(run: Run, after: tuple[int, int]) -> GapRow:
         session_epoch=0,
         key_id="",
         received_at=run.received_at,
+        is_hole=True,
     )
 
 

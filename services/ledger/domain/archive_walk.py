@@ -33,6 +33,8 @@ def walk(held: Position, signals: Sequence[Columns], gaps: Sequence[GapRow], *, 
     """
     records: list[pb.ArchivedRecord] = []
     for one in _merged(signals, gaps)[:records_max]:
+        if isinstance(one, GapRow) and one.end <= held:
+            continue  # All that the hole covered came in after it was found.
         predecessor = one.predecessor if isinstance(one, GapRow) else (one["epoch"], one["sequence"] - 1)
         if not follows(held, predecessor):
             return Walked(records, held, predecessor)
@@ -50,10 +52,10 @@ def walk(held: Position, signals: Sequence[Columns], gaps: Sequence[GapRow], *, 
 def _merged(signals: Sequence[Columns], gaps: Sequence[GapRow]) -> list[Columns | GapRow]:
     if not gaps:
         return list(signals)
-    # A signal that came in late, after its position had been declared a hole, stands before that hole's end.
+    # What came in late, after its position had been found to be a hole, stands before that hole's end.
     keyed: list[tuple[int, int, int, Columns | GapRow]] = [
         (signal["epoch"], signal["sequence"], 0, signal) for signal in signals
     ]
-    keyed += [(gap.epoch, gap.last, 1, gap) for gap in gaps]
+    keyed += [(gap.epoch, gap.last, 2 if gap.is_hole else 1, gap) for gap in gaps]
     keyed.sort(key=lambda item: item[:3])
     return [item[3] for item in keyed]

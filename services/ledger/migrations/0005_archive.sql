@@ -49,7 +49,9 @@ create table ledger.signal_gaps (
     key_id text collate "C" not null default '',
     received_at timestamptz not null,
     archived_at timestamptz not null default now(),
-    primary key (master_id, epoch, last_sequence)
+    -- Found by the archiver, not declared in the log: what it covers may still come in, and then it counts no more.
+    is_hole boolean not null default false,
+    primary key (master_id, epoch, last_sequence, is_hole)
 );
 create index signal_gaps_received_at_idx on ledger.signal_gaps (received_at);
 
@@ -166,8 +168,8 @@ $$;
 create function ledger.drop_gaps(older_than interval, rows_max integer) returns bigint
 language sql security definer set search_path = pg_catalog, pg_temp as $$
     with old_gaps as (
-        delete from ledger.signal_gaps where (master_id, epoch, last_sequence) in (
-            select master_id, epoch, last_sequence from ledger.signal_gaps
+        delete from ledger.signal_gaps where (master_id, epoch, last_sequence, is_hole) in (
+            select master_id, epoch, last_sequence, is_hole from ledger.signal_gaps
              where received_at < now() - older_than order by received_at limit rows_max)
         returning 1
     ), old_refusals as (

@@ -12,10 +12,11 @@ select received_at, archived_at, master_id, epoch, sequence, sent_at_us, kind, p
 
 -- name: gaps
 -- In the order of GapRow's fields.
-select master_id, epoch, last_sequence, first_sequence, previous_epoch, reason, note, session_epoch, key_id, received_at
+select master_id, epoch, last_sequence, first_sequence, previous_epoch, reason, note, session_epoch, key_id, received_at,
+       is_hole
   from ledger.signal_gaps
  where master_id = $1 and (epoch, last_sequence) > ($2, $3)
- order by epoch, last_sequence
+ order by epoch, last_sequence, is_hole
  limit $4
 
 -- name: signal

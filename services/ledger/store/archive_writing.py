@@ -209,6 +209,7 @@ async def _add_gaps(connection: pg.Connection, gaps: Sequence[GapRow]) -> int:
         [one.session_epoch for one in gaps],
         [one.key_id for one in gaps],
         [one.received_at for one in gaps],
+        [one.is_hole for one in gaps],
     )
     return len(added)
 

@@ -29,23 +29,23 @@ select sequence, kind, position_id, symbol, side, volume_lots_e8, price_e8, stop
  where master_id = $1 and epoch = $2 and sequence between $3 and $4
 
 -- name: declared_gaps
--- Gaps that the log itself declared; a hole that the archiver found (reason TRIMMED) is no word against a signal.
+-- Gaps that the log itself declared; a hole that the archiver found is no word against a signal.
 select first_sequence, last_sequence
   from ledger.signal_gaps
- where master_id = $1 and previous_epoch = $2 and last_sequence >= $3 and first_sequence <= $4 and reason <> 5
+ where master_id = $1 and previous_epoch = $2 and last_sequence >= $3 and first_sequence <= $4 and not is_hole
 
 -- name: add_gaps
 insert into ledger.signal_gaps (master_id, epoch, last_sequence, first_sequence, previous_epoch, reason, note,
-                                session_epoch, key_id, received_at)
+                                session_epoch, key_id, received_at, is_hole)
 select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::smallint[], $7::text[],
-                     $8::bigint[], $9::text[], $10::timestamptz[])
-on conflict (master_id, epoch, last_sequence) do nothing
+                     $8::bigint[], $9::text[], $10::timestamptz[], $11::boolean[])
+on conflict (master_id, epoch, last_sequence, is_hole) do nothing
 returning 1
 
 -- name: stored_gap
 select first_sequence, previous_epoch, reason
   from ledger.signal_gaps
- where master_id = $1 and epoch = $2 and last_sequence = $3
+ where master_id = $1 and epoch = $2 and last_sequence = $3 and not is_hole
 
 -- name: add_refusals
 insert into ledger.archive_refusals (stream, entry_id, run_number, reason, detail, payload)

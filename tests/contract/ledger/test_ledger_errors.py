@@ -28,10 +28,10 @@ from tests.integration.ledger.ledger_service import (
     bearer,
     ledger_running,
     ledger_settings,
-    run,
     superuser,
     unique,
 )
+from tests.integration.ledger.log_entries import run
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND

@@ -13,17 +13,13 @@ from services.ledger.settings import LedgerSettings
 from tests.integration.ledger.ledger_service import (
     LedgerClient,
     append,
-    epoch_start,
     eventually,
-    gap,
     ledger_running,
     ledger_settings,
-    positions,
     refused,
-    run,
-    signal,
     superuser,
 )
+from tests.integration.ledger.log_entries import epoch_start, gap, positions, run, signal
 
 TRIMMED = position_pb2.GAP_REASON_TRIMMED
 DAY_US = 86_400_000_000

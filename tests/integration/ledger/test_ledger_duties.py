@@ -26,12 +26,11 @@ from tests.integration.ledger.ledger_service import (
     eventually,
     ledger_running,
     ledger_settings,
-    positions,
     refused,
-    run,
     superuser,
     unique,
 )
+from tests.integration.ledger.log_entries import positions, run
 
 
 async def revoked(ledger: LedgerClient, user: users.User) -> str:
