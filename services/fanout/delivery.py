@@ -14,6 +14,7 @@ from services.fanout.domain import errors
 from services.fanout.domain.codec import Message
 from services.fanout.domain.cursor import Cursor
 from services.fanout.domain.lag import Lag, LagLimits, Verdict, judge
+from services.fanout.domain.ring import Slice
 from services.fanout.domain.stream import ProgressCache, Stream
 from services.fanout.edge import StreamWriter
 
@@ -32,6 +33,17 @@ class Needs:
 
 class Delivery:
     """One open stream and its writer."""
+
+    __slots__ = (
+        "_asked",
+        "_clock",
+        "_is_finished",
+        "_is_warned",
+        "_limits",
+        "_needs",
+        "_writer",
+        "stream",
+    )
 
     def __init__(
         self, stream: Stream, writer: StreamWriter, needs: Needs, clock: Clock, limits: LagLimits
@@ -56,16 +68,42 @@ class Delivery:
         if stream.ended is not None and writer.is_writable and not stream.has_next:
             self._finish(stream.ended)
 
+    def hand_over(self, cursor: Cursor, now_us: int) -> bool:
+        """Writes what is new for one cursor, if that is all there is and goes out at once; else changes nothing.
+
+        This is how nearly all signals leave a process that keeps up; `pump` does everything else.
+        """
+        writer = self._writer
+        if not writer.is_writable:
+            return False
+        message = self.stream.only(cursor, now_us)
+        if message is None:
+            return False
+        writer.write((message,))
+        return True
+
+    def follow(self, cursor: Cursor, offset: int, piece: Slice, now_us: int) -> bool:
+        """Writes the piece of the cursor's log at `offset` if it is all that the stream is told next.
+
+        False when it is not, or the reader does not take it now: then nothing has changed, and `pump` finds out.
+        """
+        stream = self.stream
+        if not stream.is_level(cursor, offset) or not self._writer.write_now(piece.message):
+            return False
+        stream.follow(cursor, piece, now_us)
+        return True
+
     def on_writable(self) -> None:
         """The reader took everything."""
         self.pump()
 
     def on_written(self, message: Message) -> None:
         """Counts a message that the transport took."""
-        metrics.MESSAGES.inc()
-        metrics.BYTES.inc(len(message.data))
+        sent = metrics.SENT
+        sent.messages += 1
+        sent.bytes += len(message.data)
         if message.signals:
-            metrics.DELIVERIES.inc(message.signals)
+            sent.signals += message.signals
             metrics.LATENCY_MS.observe((self._clock.now_us() - message.received_at_us) / 1_000)
         elif message.gap_reason:
             metrics.GAPS.labels(_gap_name(message.gap_reason)).inc()

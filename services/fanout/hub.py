@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from services.common.clock import Clock
@@ -44,6 +44,8 @@ class Hub:
         self._deliveries: dict[int, Delivery] = {}
         self._by_user: dict[str, dict[int, Delivery]] = {}
         self._followers: dict[int, dict[Cursor, Delivery]] = {}
+        self._told: dict[int, int] = {}
+        """Where each followed log ended when its followers were told last."""
         self._next_id = 1
 
     def __len__(self) -> int:
@@ -110,6 +112,7 @@ class Hub:
             followers.pop(cursor, None)
             if not followers:
                 del self._followers[cursor.master_id]
+                self._told.pop(cursor.master_id, None)
 
     def followed(self) -> list[int]:
         """The masters that some stream follows."""
@@ -122,13 +125,40 @@ class Hub:
     def log_grew(self, logs: Iterable[MasterLog]) -> int:
         """Wakes each stream that follows one of the logs, once; returns how many."""
         woken: dict[Delivery, None] = {}
-        for log in logs:
-            for cursor, delivery in self._followers.get(log.master_id, {}).items():
+        reached = 0
+        grown = [log for log in logs if log.master_id in self._followers]
+        for log in grown:
+            followers = self._followers[log.master_id]
+            start, self._told[log.master_id] = self._told.get(log.master_id, log.end), log.end
+            rest: Iterable[tuple[Cursor, Delivery]] = followers.items()
+            if len(grown) == 1:
+                rest = self._tell_level(log, start, tuple(followers.items()))
+                reached = len(followers) - len(rest)
+            for cursor, delivery in rest:
                 if delivery.stream.wake(cursor):
                     woken[delivery] = None
         for delivery in woken:
             delivery.pump()
-        return len(woken)
+        return reached + len(woken)
+
+    def _tell_level(
+        self, log: MasterLog, start: int, followers: Sequence[tuple[Cursor, Delivery]]
+    ) -> list[tuple[Cursor, Delivery]]:
+        """Tells what is new to all streams that stood at the end of the log, as most do; returns who is left.
+
+        With several logs at once each stream is better told of all in one message.
+        """
+        level: Sequence[tuple[Cursor, Delivery]] = followers
+        late: list[tuple[Cursor, Delivery]] = []
+        now_us, end = self._clock.now_us(), None
+        for offset, piece in followers[0][1].stream.pieces(log, start):
+            still: list[tuple[Cursor, Delivery]] = []
+            for follower in level:
+                cursor, delivery = follower
+                (still if delivery.follow(cursor, offset, piece, now_us) else late).append(follower)
+            metrics.written(piece.message, len(still), now_us)
+            level, end = still, piece.end
+        return late if end == log.end else [*late, *level]
 
     def end_all(self, error: ServiceError) -> None:
         """Ends every stream for the same reason."""

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from services.fanout.domain.codec import Message
 
 _LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 30_000)
 
@@ -23,10 +25,10 @@ class TallyHistogram(Collector):
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Adds one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Adds an observation, or the same one several times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     @property
     def count(self) -> int:
@@ -45,6 +47,27 @@ class TallyHistogram(Collector):
         yield family
 
 
+class Sent(Collector):
+    """What was written to all streams: plain numbers, since they change with every message of every stream."""
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.signals = 0
+        self.bytes = 0
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The numbers as Prometheus reads them."""
+        yield CounterMetricFamily("fanout_deliveries", "Signals written to streams.", value=self.signals)
+        yield CounterMetricFamily("fanout_messages", "Messages written to streams.", value=self.messages)
+        yield CounterMetricFamily(
+            "fanout_sent_bytes", "Bytes of messages written to streams.", value=self.bytes
+        )
+
+
+SENT = Sent()
+REGISTRY.register(SENT)
+
+
 LATENCY_MS = TallyHistogram(
     "fanout_latency_ms",
     "From the front door's check of a signal to the write of the message that carries it, oldest signal of each.",
@@ -53,9 +76,6 @@ LATENCY_MS = TallyHistogram(
 REGISTRY.register(LATENCY_MS)
 
 STREAMS = Gauge("fanout_streams", "Open streams.")
-DELIVERIES = Counter("fanout_deliveries_total", "Signals written to streams.")
-MESSAGES = Counter("fanout_messages_total", "Messages written to streams.")
-BYTES = Counter("fanout_sent_bytes_total", "Bytes of messages written to streams.")
 GAPS = Counter("fanout_gaps_total", "Gaps told to streams, by reason.", ("reason",))
 TAILED_SIGNALS = Counter("fanout_tailed_signals_total", "Signals read from the log into the ring.")
 TAILED_ENTRIES = Counter("fanout_tailed_entries_total", "Entries of the log read into the ring.")
@@ -83,3 +103,11 @@ RECORDED = Counter("fanout_recorded_positions_total", "Positions sent to the led
 RECORD_PENDING = Gauge("fanout_record_pending", "Positions that wait for the ledger.")
 RING_BYTES = Gauge("fanout_ring_bytes", "About what the ring costs in memory.")
 RING_MASTERS = Gauge("fanout_ring_masters", "Masters with a log in the ring.")
+
+
+def written(message: Message, times: int, now_us: int) -> None:
+    """A message of signals was written, to so many streams."""
+    SENT.messages += times
+    SENT.bytes += len(message.data) * times
+    SENT.signals += message.signals * times
+    LATENCY_MS.observe((now_us - message.received_at_us) / 1_000, times)

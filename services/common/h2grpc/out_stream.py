@@ -115,6 +115,18 @@ class OutStream:
         carrier.sent_frames += 1
         carrier.transport.write(frame)
 
+    def send_now(self, message: bytes) -> bool:
+        """Sends one message if the peer takes all of it now; else False, and it is not taken over."""
+        carrier = self._carrier
+        if carrier.is_paused or self._pending is not None or not self._headers_sent or not self.is_open:
+            return False
+        frame = self._ready.whole(message) if self._trailers is None else None
+        if frame is None:
+            return False
+        carrier.sent_frames += 1
+        carrier.transport.write(frame)
+        return True
+
     def flush(self) -> None:
         """Sends what the peer takes now; tells `on_writable` if that was everything."""
         if not self.is_open:

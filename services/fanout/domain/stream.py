@@ -6,7 +6,6 @@ and ends the call with `ended` once everything before was written.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +25,9 @@ from services.fanout.domain.cursor import Cursor, Place, Sync
 from services.fanout.domain.filter import Pause
 from services.fanout.domain.lag import Lag
 from services.fanout.domain.position import Position
-from services.fanout.domain.ring import Segment, Slice
+from services.fanout.domain.ring import MasterLog, Segment, Slice
+
+_PIECES_MAX: Final = 64
 
 _STATES: Final = {
     Sync.SYNCED: pb.SUBSCRIPTION_STATE_SYNCED,
@@ -78,6 +79,24 @@ class ProgressCache:
 class Stream:
     """What one reader is told, in order."""
 
+    __slots__ = (
+        "_behind",
+        "_complete_at_us",
+        "_control",
+        "_limits",
+        "_progress_due_us",
+        "_ready",
+        "_turned",
+        "_unacknowledged_since_us",
+        "_was_complete",
+        "cursors",
+        "ended",
+        "expires_at_us",
+        "opened_at_us",
+        "reader",
+        "stream_id",
+    )
+
     def __init__(
         self, stream_id: int, reader: Reader, cursors: Sequence[Cursor], limits: StreamLimits, *, now_us: int
     ) -> None:
@@ -88,7 +107,7 @@ class Stream:
         self.ended: ServiceError | None = None
         self.expires_at_us = reader.expires_at_us
         self._limits = limits
-        self._control: deque[Message] = deque()
+        self._control: list[Message] = []
         self._ready: dict[Cursor, None] = {}
         self._behind: dict[Cursor, None] = {}
         self._turned: list[Cursor] = []
@@ -120,6 +139,48 @@ class Stream:
         if cursor.has_next:
             self._ready[cursor] = None
         return self.has_next
+
+    def only(self, cursor: Cursor, now_us: int) -> Message | None:
+        """The one message that holds everything there is to say, if it is signals of this cursor's master alone.
+
+        None where there is more to it; nothing has changed then.
+        """
+        if self._control or self._ready or self._behind or self.ended is not None:
+            return None
+        piece = cursor.take_all(self._limits.message_bytes_max, self._limits.message_signals_max)
+        if piece is None:
+            return None
+        self._complete_at_us = now_us
+        self._was_complete = True
+        return piece.message
+
+    def pieces(self, log: MasterLog, offset: int) -> list[tuple[int, Slice]]:
+        """What streams that stand at `offset` of the log are told next, each with where it begins; up to a gap."""
+        found: list[tuple[int, Slice]] = []
+        limits = self._limits
+        while log.base <= offset < log.end and len(found) < _PIECES_MAX:
+            piece = log.slice(offset, limits.message_bytes_max, limits.message_signals_max)
+            if piece is None:
+                break
+            found.append((offset, piece))
+            offset = piece.end
+        return found
+
+    def is_level(self, cursor: Cursor, offset: int) -> bool:
+        """Whether `next_messages` would give just the message of the piece of the cursor's log at `offset`."""
+        return (
+            cursor.stands_at(offset)
+            and not self._ready
+            and not self._control
+            and not self._behind
+            and self.ended is None
+        )
+
+    def follow(self, cursor: Cursor, piece: Slice, now_us: int) -> None:
+        """The piece was written while `is_level`: as `next_messages`, at a fraction of its cost."""
+        cursor.move_behind(piece)
+        self._complete_at_us = now_us
+        self._was_complete = True
 
     def next_messages(self, now_us: int) -> list[Message]:
         """What to write next, about `message_bytes_max` at most beside short events; empty when there is nothing.

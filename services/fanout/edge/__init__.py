@@ -37,6 +37,13 @@ class StreamWriter(Protocol):
         """Takes messages over, in order; only while `is_writable`. Never waits."""
         ...
 
+    def write_now(self, message: Message) -> bool:
+        """Writes one message if the transport takes all of it now; else False, and nothing is taken over.
+
+        `Source.on_written` is not called for it: who writes to many accounts for all of them at once.
+        """
+        ...
+
     def finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         """Ends the stream with the error's status once everything was taken; `at_once`, without waiting for that."""
         ...

@@ -32,6 +32,10 @@ class AioStreamWriter:
         self._pending = messages
         self._wake.set()
 
+    def write_now(self, message: Message) -> bool:
+        """False: grpc.aio takes nothing without waiting."""
+        return False
+
     def finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         """Lets `run` end with the error; `at_once` breaks off a write that the reader does not take."""
         if self._finished is not None and not at_once:

@@ -41,6 +41,12 @@ class H2StreamWriter:
         if source is not None:
             self._write_pending(source)
 
+    def write_now(self, message: Message) -> bool:
+        """Writes one message if the peer takes all of it now."""
+        if self._pending or self._source is None or self._finished is not None:
+            return False
+        return self._out.send_now(message.data)
+
     def finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         """Lets `run` end with the error; `at_once` drops what the peer has not taken."""
         if self._finished is not None and not at_once:
