@@ -68,20 +68,6 @@ class Delivery:
         if stream.ended is not None and writer.is_writable and not stream.has_next:
             self._finish(stream.ended)
 
-    def hand_over(self, cursor: Cursor, now_us: int) -> bool:
-        """Writes what is new for one cursor, if that is all there is and goes out at once; else changes nothing.
-
-        This is how nearly all signals leave a process that keeps up; `pump` does everything else.
-        """
-        writer = self._writer
-        if not writer.is_writable:
-            return False
-        message = self.stream.only(cursor, now_us)
-        if message is None:
-            return False
-        writer.write((message,))
-        return True
-
     def follow(self, cursor: Cursor, offset: int, piece: Slice, now_us: int) -> bool:
         """Writes the piece of the cursor's log at `offset` if it is all that the stream is told next.
 

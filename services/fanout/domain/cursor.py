@@ -207,25 +207,6 @@ class Cursor:
         self.position = piece.last
         return piece
 
-    def take_all(self, bytes_max: int, signals_max: int) -> Slice | None:
-        """Everything that is new, if that is signals which go out as they are; else None, and nothing changes."""
-        log = self.log
-        if (
-            self.place is not Place.LIVE
-            or self.pause is not Pause.NONE
-            or self._withheld_from is not None
-            or self._ahead
-            or self.sync_target is not None
-            or self._offset < log.base
-        ):
-            return None
-        piece = log.slice(self._offset, bytes_max, signals_max)
-        if piece is None or piece.end != log.end:
-            return None
-        self._offset = piece.end
-        self.position = piece.last
-        return piece
-
     def stands_at(self, offset: int) -> bool:
         """Whether `take` would give the log's signals from `offset` on, just as they are."""
         return (

@@ -140,20 +140,6 @@ class Stream:
             self._ready[cursor] = None
         return self.has_next
 
-    def only(self, cursor: Cursor, now_us: int) -> Message | None:
-        """The one message that holds everything there is to say, if it is signals of this cursor's master alone.
-
-        None where there is more to it; nothing has changed then.
-        """
-        if self._control or self._ready or self._behind or self.ended is not None:
-            return None
-        piece = cursor.take_all(self._limits.message_bytes_max, self._limits.message_signals_max)
-        if piece is None:
-            return None
-        self._complete_at_us = now_us
-        self._was_complete = True
-        return piece.message
-
     def pieces(self, log: MasterLog, offset: int) -> list[tuple[int, Slice]]:
         """What streams that stand at `offset` of the log are told next, each with where it begins; up to a gap."""
         found: list[tuple[int, Slice]] = []
