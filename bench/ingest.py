@@ -237,7 +237,10 @@ async def measure(options: IngestOptions, tell: Callable[[str], None]) -> Ingest
 
 async def _measure_appended(bench: _Bench, report: IngestReport) -> None:
     options = bench.options
-    report.machine["redis"] = (await bench.client.info("server")).get("redis_version")
+    server = await bench.client.info("server")
+    report.machine["log"] = (
+        f"{server.get('server_name', 'redis')} {server.get('valkey_version', server['redis_version'])}"
+    )
     bare: list[Rate] = []
     batches: list[Seen] = []
     singles: list[Seen] = []

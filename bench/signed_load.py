@@ -30,7 +30,7 @@ class LoadError(MeshError):
 
 
 def signals(count: int = _DISTINCT_SIGNALS) -> list[bytes]:
-    """Different signals of a real size: with the log's envelope about 200 bytes each."""
+    """Different signals of a real size, long comments and all: in the log nearly 200 bytes for one in a frame."""
     now_us = time_ns() // 1_000
     return [
         Signal(
@@ -43,7 +43,7 @@ def signals(count: int = _DISTINCT_SIGNALS) -> list[bytes]:
             stop_loss_e8=106_900_000,
             take_profit_e8=107_900_000,
             occurred_at_us=now_us,
-            comment="breakout of the asian range, second entry",
+            comment="breakout of the asian range, second entry, stop behind the low",
             magic=20_240_117,
         ).SerializeToString()
         for number in range(count)
