@@ -137,8 +137,8 @@ class Connection(asyncio.Protocol):
             self._pull()
 
     def eof_received(self) -> bool:
-        """The client sends no more: nothing of it can be answered usefully any longer, so the connection closes."""
-        return False
+        """The client sends no more. Only one that said Bye may wait for its answer; others are gone."""
+        return self._peer.session.is_leaving
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""

@@ -103,7 +103,7 @@ class LicenseWatch:
                 continue
             if change.revoked:
                 peer.end(pb.REJECT_CODE_LICENSE_REVOKED, "the license was revoked")
-            else:
+            elif change.HasField("expires_at"):
                 _end_at(peer, authorisation, change.expires_at.ToMicroseconds())
 
     def _key_changed(self, change: events_pb2.SigningKeyChanged) -> None:

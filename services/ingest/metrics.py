@@ -58,6 +58,9 @@ CUT: Final = Counter(
     "ingest_connections_cut_total", "Connections that the front door cut, by reason.", ("reason",)
 )
 PAUSED: Final = Counter("ingest_backpressure_pauses_total", "Times that reading from a master was paused.")
+CREDITS: Final = Gauge(
+    "ingest_credits", "Signals that a session may have under way now; less while the log is behind."
+)
 LOG_UP: Final = Gauge("ingest_log_up", "1 while the log takes appends, else 0.")
 LOG_FAILURES: Final = Counter("ingest_log_failures_total", "Times that the log was lost.")
 LOG_LOSSES: Final = Counter(

@@ -65,17 +65,21 @@ class PublishStream:
     # The stream
 
     async def read(self, requests: AsyncIterator[pb.PublishRequest]) -> None:
-        """Takes frames until the client ends its side."""
+        """Takes frames until the client ends its side, or the call."""
         frame_bytes_max = self._door.settings.frame_bytes_max
         session = self.peer.session
-        async for request in requests:
-            if request.frame.ByteSize() > frame_bytes_max:
-                self.peer.end(frames.REJECT_CODE_TOO_LARGE, f"at most {frame_bytes_max} bytes are taken")
-                return
-            session.receive_frame(request.frame, now_us(), time.monotonic())
-            self.peer.settle()
-            await self._may_read.wait()
-        self.close()
+        try:
+            async for request in requests:
+                if request.frame.ByteSize() > frame_bytes_max:
+                    message = f"at most {frame_bytes_max} bytes are taken"
+                    self.peer.end(frames.REJECT_CODE_TOO_LARGE, message)
+                    return
+                session.receive_frame(request.frame, now_us(), time.monotonic())
+                self.peer.settle()
+                await self._may_read.wait()
+        finally:
+            if not session.is_leaving:
+                self.close()
 
     async def responses(self) -> AsyncIterator[pb.PublishResponse]:
         """The frames to send, until the session ends."""

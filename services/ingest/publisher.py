@@ -366,6 +366,7 @@ class Publisher:
         limit_seconds = self._settings.redis_timeout_seconds + self._settings.durability_timeout_seconds
         while not self._lost.is_set():
             metrics.OUTSTANDING.set(self._outstanding_bytes)
+            metrics.CREDITS.set(self.credits(self._settings.signal_window))
             flush = self._flush
             if flush is not None and time.monotonic() - flush.sent_at_seconds > limit_seconds:
                 self._start_over(TimeoutError("the log does not answer in time"))

@@ -47,6 +47,11 @@ class Session:
         return self.outbox.closing
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether the client said goodbye and waits for the last Ack and ours."""
+        return self._is_leaving and not self.outbox.closing
+
+    @property
     def is_waiting(self) -> bool:
         """Whether an answer (of the ledger or the log) is due before the next frame may come in."""
         return self.handshake.step in (Step.AUTHORISATION, Step.LOG)

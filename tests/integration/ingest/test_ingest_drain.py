@@ -74,3 +74,14 @@ async def test_a_bye_is_answered_with_the_last_ack(redis_url: str, ledger: Stand
         frames = await master.ended()
         assert [frame.WhichOneof("frame") for frame in frames] == ["ack", "bye"]
         assert frames[0].ack.sequence == 2
+
+
+async def test_a_client_that_says_bye_and_sends_no_more_still_gets_its_last_ack(
+    redis_url: str, ledger: StandInLedger
+):
+    async with ingest_running(redis_url, ledger.port) as ingest, logged_in(ingest.port) as master:
+        master.send_signals(1, 2)
+        master.send(pb.ClientFrame(bye=pb.Bye()))
+        master.writer.write_eof()
+        frames = await master.ended()
+        assert [frame.WhichOneof("frame") for frame in frames] == ["ack", "bye"]
