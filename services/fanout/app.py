@@ -142,7 +142,7 @@ async def _parts(
         records_per_master_max=settings.ring_records_per_master_max,
         memory_bytes_max=settings.ring_memory_bytes_max,
     )
-    index = LogIndex(blocks_max=settings.index_blocks_max, block_entries=settings.index_block_entries)
+    index = LogIndex(marks_max=settings.index_marks_max, block_entries=settings.index_block_entries)
     intake = Intake(ring, tracked_positions_max=settings.tracked_positions_per_master_max)
     hub = Hub(ring, clock, _hub_limits(settings))
     backlog = Backlog(

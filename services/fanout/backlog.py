@@ -23,11 +23,13 @@ from services.common.errors import OutOfRangeError, UnavailableError
 from services.common.stream import Redis
 from services.fanout import metrics
 from services.fanout.domain.index import EntryKey, LogIndex
-from services.fanout.domain.intake import records_of_archive, records_of_run
+from services.fanout.domain.intake import records_of_archive, records_of_run, sound_batch
 from services.fanout.domain.position import Position, held
 from services.fanout.domain.ring import Record, Segment
 
-_READ_ENTRIES: Final = 200
+_READ_ENTRIES: Final = 32
+"""At once: an entry may hold thousands of signals."""
+_READS_PER_PAGE: Final = 8
 _SLICE_SECONDS: Final = 0.001
 """Longest time for which parsing keeps the event loop."""
 
@@ -140,19 +142,16 @@ class Backlog:
             block = self._index.locate(master_id, after)
         if block is None:
             return []
-        first = block.first
-        raw = await self._range(first)
-        if raw and EntryKey(raw[0].id.ms, raw[0].id.number) > first:
-            self._index.forget_before(EntryKey(raw[0].id.ms, raw[0].id.number))
-        pace = _Pace()
+        start, is_first = block.first, True
         records: list[Record] = []
-        for entry in raw:
-            await pace.rest()
-            for run in _parse(entry.payload).runs:
-                if run.master_id == master_id:
-                    records.extend(records_of_run(run, after=after))
-            if len(records) >= self._limits.page_records_max:
+        for _ in range(_READS_PER_PAGE):
+            entries = await self._range(start, inclusive=is_first)
+            if is_first and entries and _key(entries[0]) > start:
+                self._index.forget_before(_key(entries[0]))
+            records += await _records(entries, master_id, after)
+            if len(entries) < _READ_ENTRIES or len(records) >= self._limits.page_records_max:
                 break
+            start, is_first = _key(entries[-1]), False
         return _dense(records)
 
     async def _walk_back(self, master_id: int, after: Position) -> None:
@@ -174,17 +173,16 @@ class Backlog:
         parsed: list[tuple[EntryKey, log_pb2.LogBatch]] = []
         for entry in reversed(entries):
             await pace.rest()
-            parsed.append((EntryKey(entry.id.ms, entry.id.number), _parse(entry.payload)))
+            parsed.append((_key(entry), _parse(entry.payload)))
         if self._index.oldest == oldest:
             self._index.note_older(parsed)
             if len(entries) < _READ_ENTRIES:
                 self._index.reaches_beginning = True
 
-    async def _range(self, first: EntryKey) -> tuple[stream.Entry, ...]:
+    async def _range(self, start: EntryKey, *, inclusive: bool) -> tuple[stream.Entry, ...]:
+        lowest = f"{'' if inclusive else '('}{start.ms}-{start.number}"
         with stream.translating():
-            raw: Any = await self._client.xrange(
-                self._name, min=f"{first.ms}-{first.number}", count=_READ_ENTRIES
-            )
+            raw: Any = await self._client.xrange(self._name, min=lowest, count=_READ_ENTRIES)
         return stream.entries_of(raw)
 
     async def _from_archive(self, master_id: int, after: Position) -> list[Record] | Gone:
@@ -207,6 +205,22 @@ class Backlog:
         return records[: self._limits.page_records_max]
 
 
+async def _records(entries: Iterable[stream.Entry], master_id: int, after: Position) -> list[Record]:
+    """The master's records in the entries, behind `after`."""
+    pace = _Pace()
+    records: list[Record] = []
+    for entry in entries:
+        await pace.rest()
+        for run in _parse(entry.payload).runs:
+            if run.master_id == master_id:
+                records.extend(records_of_run(run, after=after))
+    return records
+
+
+def _key(entry: stream.Entry) -> EntryKey:
+    return EntryKey(entry.id.ms, entry.id.number)
+
+
 class _Pace:
     """Lets the event loop go on every now and then."""
 
@@ -221,7 +235,7 @@ class _Pace:
 
 def _parse(payload: bytes | None) -> log_pb2.LogBatch:
     try:
-        return log_pb2.LogBatch.FromString(payload or b"")
+        return sound_batch(payload or b"")[0]
     except DecodeError:
         # Told and counted when it was tailed.
         return log_pb2.LogBatch()

@@ -211,7 +211,9 @@ class Entitlements:
             license_id=answer.license_id,
             expires_at_us=answer.expires_at.ToMicroseconds(),
             entitlements={
-                one.master_id: Entitlement(one.subscription_id, one.master_id, Pause(one.pause), one.version)
+                one.master_id: Entitlement(
+                    one.subscription_id, one.master_id, pause_of(one.pause), one.version
+                )
                 for one in answer.entitlements
             },
         )
@@ -279,7 +281,7 @@ class LedgerEvents:
         entitlement = Entitlement(
             changed.subscription_id,
             changed.master_id,
-            Pause(changed.pause),
+            pause_of(changed.pause),
             changed.version,
             changed.cancelled,
             changed.reason,
@@ -291,6 +293,14 @@ class LedgerEvents:
         expires_at_us = changed.expires_at.ToMicroseconds()
         self._entitlements.note_license(changed.license_id, changed.revoked, expires_at_us)
         self._changes.license(changed.user_id, changed.license_id, changed.revoked, expires_at_us)
+
+
+def pause_of(scope: int) -> Pause:
+    """What a PauseScope withholds; one that this version does not know withholds all."""
+    try:
+        return Pause(scope)
+    except ValueError:
+        return Pause.ALL
 
 
 def _bound(kept: OrderedDict[Any, Any], size_max: int) -> None:

@@ -125,12 +125,11 @@ class Opening:
                 return await self._backlog.read(log.master_id, after)
 
     async def _unavailable(self, log: MasterLog, requested: Position, gone: Gone) -> Unavailable:
-        snapshot = await signal_log.read_snapshot(self._client, log.master_id)
-        as_of = None if snapshot is None else Position(snapshot.as_of.epoch, snapshot.as_of.sequence)
+        stored = await signal_log.read_head(self._client, log.master_id)
+        as_of = None if stored is None or stored.snapshot is None else Position(*stored.snapshot)
+        head = log.head if stored is None else max(log.head, Position(*stored.position))
         oldest = gone.oldest if gone.oldest is not None else log.floor
-        return Unavailable(
-            log.master_id, requested, oldest, max(log.head, await self.head(log.master_id)), as_of
-        )
+        return Unavailable(log.master_id, requested, oldest, head, as_of)
 
     def _cursor(
         self, log: MasterLog, entitlement: Entitlement, start: Start, pages: dict[int, Segment]

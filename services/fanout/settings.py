@@ -60,7 +60,8 @@ class FanoutSettings(Http2Settings):
     unacknowledged_seconds_max: float = Field(default=600.0, gt=0)
 
     # Behind the ring.
-    index_blocks_max: int = Field(default=10_000, ge=1)
+    index_marks_max: int = Field(default=100_000, ge=1)
+    """How much is remembered of where positions lie in the log, at about 200 bytes each."""
     index_block_entries: int = Field(default=64, ge=1)
     walk_entries_max: int = Field(default=100_000, ge=1)
     """Entries of the log that one request may make us look through backwards."""

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from google.protobuf.message import DecodeError
+
 from execution.common.v1 import snapshot_pb2
 from services.common import log as signal_log
 from services.common.clock import Clock
@@ -146,7 +148,11 @@ class Snapshots:
 
     async def _stored_snapshot(self, log: MasterLog) -> snapshot_pb2.Snapshot | None:
         """The stored snapshot, if what follows it can still be had."""
-        snapshot = await signal_log.read_snapshot(self._client, log.master_id)
+        try:
+            snapshot = await signal_log.read_snapshot(self._client, log.master_id)
+        except DecodeError:
+            _log.error("the snapshot of master %s cannot be parsed", log.master_id)
+            return None
         if snapshot is None:
             return None
         as_of = _as_of(snapshot)

@@ -19,7 +19,7 @@ from services.common.errors import UnavailableError
 from services.common.stream import Entry, EntryId, Redis
 from services.fanout import metrics
 from services.fanout.domain.index import EntryKey, LogIndex
-from services.fanout.domain.intake import Intake
+from services.fanout.domain.intake import Intake, sound_batch
 from services.fanout.domain.pacing import Pacing
 from services.fanout.domain.position import Position
 from services.fanout.hub import Hub
@@ -187,14 +187,13 @@ class Tailer:
     def _take_in(self, entries: Sequence[Entry]) -> None:
         batch = log_pb2.LogBatch()
         for entry in entries:
-            if entry.payload is None:
-                continue
             try:
-                one = log_pb2.LogBatch.FromString(entry.payload)
+                one, unsound = sound_batch(entry.payload or b"")
             except DecodeError:
+                one, unsound = log_pb2.LogBatch(), 1
+            if unsound:
                 metrics.UNREADABLE.labels(self._name).inc()
-                _log.error("entry %s of the log cannot be parsed", entry.id)
-                continue
+                _log.error("entry %s of the log cannot be read, or only in part", entry.id)
             self._index.note(EntryKey(entry.id.ms, entry.id.number), one)
             batch.runs.extend(one.runs)
         metrics.TAILED_ENTRIES.inc(len(entries))

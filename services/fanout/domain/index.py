@@ -46,10 +46,14 @@ class Block:
 
 
 class LogIndex:
-    """The blocks of one shard's log, the newest `blocks_max` of those that were looked at."""
+    """The blocks of one shard's log, the newest of those that were looked at.
 
-    def __init__(self, *, blocks_max: int, block_entries: int) -> None:
-        self._blocks_max = blocks_max
+    Its cost is that of its marks: one for each master in each block. The oldest blocks go when there are too many.
+    """
+
+    def __init__(self, *, marks_max: int, block_entries: int) -> None:
+        self._marks_max = marks_max
+        self._marks = 0
         self._block_entries = block_entries
         self._blocks: deque[Block] = deque()
         self._by_master: dict[int, list[Block]] = {}
@@ -68,7 +72,7 @@ class LogIndex:
     @property
     def has_room(self) -> bool:
         """Whether older entries may be added without losing newer ones."""
-        return len(self._blocks) < self._blocks_max
+        return self._marks < self._marks_max
 
     def note(self, key: EntryKey, batch: log_pb2.LogBatch) -> None:
         """Adds an entry behind all others; one that is not behind them is known already."""
@@ -79,10 +83,13 @@ class LogIndex:
             self._blocks.append(self._open)
         self._open.note(key, batch)
         for run in batch.runs:
+            if run.master_id not in self._open.floors:
+                continue
             blocks = self._by_master.setdefault(run.master_id, [])
-            if run.master_id in self._open.floors and (not blocks or blocks[-1] is not self._open):
+            if not blocks or blocks[-1] is not self._open:
                 blocks.append(self._open)
-        while len(self._blocks) > self._blocks_max:
+                self._marks += 1
+        while self._marks > self._marks_max and len(self._blocks) > 1:
             self._drop_oldest()
 
     def note_older(self, entries: Sequence[tuple[EntryKey, log_pb2.LogBatch]]) -> None:
@@ -94,6 +101,7 @@ class LogIndex:
             blocks[-1].note(key, batch)
         for block in reversed(blocks):
             self._blocks.appendleft(block)
+            self._marks += len(block.floors)
             for master_id in block.floors:
                 self._by_master.setdefault(master_id, []).insert(0, block)
 
@@ -122,6 +130,7 @@ class LogIndex:
         self._blocks.clear()
         self._by_master.clear()
         self._open = None
+        self._marks = 0
         self.reaches_beginning = False
 
     def _drop_oldest(self) -> None:
@@ -129,6 +138,7 @@ class LogIndex:
         self.reaches_beginning = False
         if block is self._open:
             self._open = None
+        self._marks -= len(block.floors)
         for master_id in block.floors:
             blocks = self._by_master[master_id]
             del blocks[0]

@@ -10,7 +10,7 @@ from execution.ledger.v1 import archive_service_pb2
 from services.fanout.domain import filter as pauses
 from services.fanout.domain.codec import signal_chunk
 from services.fanout.domain.filter import PASSES_ALL, PASSES_CLOSE_ONLY, StopTracker
-from services.fanout.domain.position import Position
+from services.fanout.domain.position import SEQUENCE_MAX, Position
 from services.fanout.domain.ring import EpochRecord, GapRecord, MasterLog, Record, Ring, SignalRecord
 
 
@@ -23,7 +23,7 @@ class Intake:
         self._trackers: dict[int, StopTracker] = {}
 
     def apply(self, batch: log_pb2.LogBatch) -> tuple[list[MasterLog], list[int]]:
-        """Takes one batch; returns the logs that grew and the masters that have a new snapshot."""
+        """Takes one batch of sound runs; returns the logs that grew and the masters that have a new snapshot."""
         grown: dict[int, MasterLog] = {}
         snapshots: list[int] = []
         for run in batch.runs:
@@ -64,6 +64,30 @@ class Intake:
         for record in records_of_run(run, after=log.head, tracker=tracker):
             appended = self._ring.append(log, record) or appended
         return appended
+
+
+def sound_batch(payload: bytes) -> tuple[log_pb2.LogBatch, int]:
+    """What an entry of the log holds, without the runs that cannot be, and how many those are.
+
+    Raises:
+        DecodeError: it is no batch at all.
+    """
+    batch = log_pb2.LogBatch.FromString(payload)
+    sound = [run for run in batch.runs if _is_sound(run)]
+    unsound = len(batch.runs) - len(sound)
+    return (batch if not unsound else log_pb2.LogBatch(runs=sound)), unsound
+
+
+def _is_sound(run: log_pb2.LogRun) -> bool:
+    kind = run.WhichOneof("record")
+    if run.master_id == 0 or run.epoch == 0 or max(run.epoch, run.last_sequence) > SEQUENCE_MAX:
+        return False
+    length = run.last_sequence - run.first_sequence + 1
+    if kind == "batch":
+        return run.first_sequence >= 1 and length == len(run.batch.signals) > 0
+    if kind == "gap":
+        return run.first_sequence >= 1 and length > 0
+    return kind in ("epoch_start", "snapshot") and length == 1
 
 
 def before(run: log_pb2.LogRun) -> Position:

@@ -10,15 +10,17 @@ from execution.ingest.v1 import log_pb2
 from execution.ledger.v1 import archive_service_pb2 as archive_pb
 from services.common.errors import InvalidInputError
 from services.fanout.domain.codec import varint
+from services.fanout.domain.filter import Pause
 from services.fanout.domain.index import EntryKey, LogIndex
-from services.fanout.domain.intake import records_of_archive
+from services.fanout.domain.intake import records_of_archive, sound_batch
 from services.fanout.domain.lag import Lag, LagLimits, Verdict, judge
 from services.fanout.domain.pacing import Pacing
 from services.fanout.domain.position import ZERO, Position
 from services.fanout.domain.request import Begin, page_of, positions_of, starts_of
 from services.fanout.domain.ring import EpochRecord, GapRecord, SignalRecord
+from services.fanout.entitlements import pause_of
 from services.fanout.metrics import TallyHistogram
-from tests.unit.fanout.runs import signals_run
+from tests.unit.fanout.runs import epoch_run, gap_run, signals_run
 
 LIMITS = LagLimits(
     signals_max=100,
@@ -140,7 +142,7 @@ def key(number: int) -> EntryKey:
 
 
 def test_the_index_finds_the_block_that_holds_what_follows() -> None:
-    index = LogIndex(blocks_max=10, block_entries=2)
+    index = LogIndex(marks_max=10, block_entries=2)
     for number in range(10):
         index.note(key(number), batch(1 + number * 10, 10))
     block = index.locate(1, Position(1, 45))
@@ -153,7 +155,7 @@ def test_the_index_finds_the_block_that_holds_what_follows() -> None:
 
 
 def test_the_index_forgets_its_oldest_blocks() -> None:
-    index = LogIndex(blocks_max=3, block_entries=1)
+    index = LogIndex(marks_max=3, block_entries=1)
     for number in range(10):
         index.note(key(number), batch(1 + number))
     assert len(index) == 3
@@ -163,7 +165,7 @@ def test_the_index_forgets_its_oldest_blocks() -> None:
 
 
 def test_the_index_grows_backwards() -> None:
-    index = LogIndex(blocks_max=10, block_entries=2)
+    index = LogIndex(marks_max=10, block_entries=2)
     index.note(key(5), batch(6))
     assert index.locate(1, Position(1, 2)) is None
     index.note_older([(key(number), batch(1 + number)) for number in range(5)])
@@ -175,14 +177,14 @@ def test_the_index_grows_backwards() -> None:
 
 def test_at_the_beginning_of_the_log_the_first_block_is_the_answer() -> None:
     """It is behind a hole, then, which the one who reads it sees."""
-    index = LogIndex(blocks_max=10, block_entries=2)
+    index = LogIndex(marks_max=10, block_entries=2)
     index.note(key(5), batch(6))
     index.forget_before(key(5))
     assert index.locate(1, Position(1, 2)) is not None
 
 
 def test_what_was_trimmed_is_forgotten() -> None:
-    index = LogIndex(blocks_max=10, block_entries=1)
+    index = LogIndex(marks_max=10, block_entries=1)
     for number in range(5):
         index.note(key(number), batch(1 + number))
     index.forget_before(key(3))
@@ -193,10 +195,48 @@ def test_what_was_trimmed_is_forgotten() -> None:
 
 
 def test_an_entry_that_was_noted_before_changes_nothing() -> None:
-    index = LogIndex(blocks_max=10, block_entries=1)
+    index = LogIndex(marks_max=10, block_entries=1)
     index.note(key(1), batch(1))
     index.note(key(1), batch(1))
     assert len(index) == 1
+
+
+def unsound(**fields: int) -> log_pb2.LogRun:
+    run = signals_run(5, 2)
+    for name, value in fields.items():
+        setattr(run, name, value)
+    return run
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        unsound(master_id=0),
+        unsound(epoch=0),
+        unsound(first_sequence=0, last_sequence=1),
+        unsound(last_sequence=7),
+        unsound(last_sequence=4),
+        unsound(first_sequence=2**60, last_sequence=2**60 + 1),
+        log_pb2.LogRun(master_id=1, epoch=1, first_sequence=3, last_sequence=2, gap=log_pb2.GapMarker()),
+        log_pb2.LogRun(master_id=1, epoch=1, first_sequence=3, last_sequence=3),
+    ],
+)
+def test_a_run_that_cannot_be_is_passed_over_alone(run: log_pb2.LogRun) -> None:
+    whole = log_pb2.LogBatch(runs=[signals_run(1, 2), run, signals_run(3, 1)])
+    kept, count = sound_batch(whole.SerializeToString())
+    assert count == 1
+    assert [one.first_sequence for one in kept.runs] == [1, 3]
+
+
+def test_sound_runs_are_kept_as_they_are() -> None:
+    marker = log_pb2.LogRun(master_id=1, epoch=1, snapshot=log_pb2.SnapshotMarker())
+    whole = log_pb2.LogBatch(runs=[signals_run(1, 2), gap_run(3, 5), epoch_run(2, 5, (1, 5)), marker])
+    assert sound_batch(whole.SerializeToString()) == (whole, 0)
+
+
+def test_a_pause_of_a_later_version_withholds_all() -> None:
+    assert pause_of(1) is Pause.CLOSE_ONLY
+    assert pause_of(99) is Pause.ALL
 
 
 def position(epoch: int, sequence: int) -> position_pb2.StreamPosition:
