@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from bench.authority import identity
@@ -11,7 +13,10 @@ from ecp_client.master.frames import SessionKeys, login_mac, mac, session_keys
 from ecp_client.master.handshake import Identity
 from execution.common.v1 import position_pb2, signal_pb2, snapshot_pb2
 from execution.ingest.v1 import frames_pb2 as pb
+from mesh.clone import ROOT
 
+_SPECIFICATION: Final = ROOT / "docs" / "protocol.md"
+_VECTOR: Final = re.compile(r"^```vector [a-z0-9-]+\n(?P<hex>[0-9a-f\s]+)^```$", re.MULTILINE)
 FUTURE_US: Final = 3_600_000_000
 
 
@@ -90,8 +95,16 @@ def seeds(
     signed = tuple(bare.sign(kind, one) for kind, one in bodies)
     plain = tuple(frame.SerializeToString() for frame in _unsigned_frames())
     return Seeds(
-        who, client_nonce, server_nonce, keys, bare.hello, bare.login, (*signed, *plain), bodies
+        who, client_nonce, server_nonce, keys, bare.hello, bare.login, (*signed, *plain, *golden()), bodies
     )  # fmt: skip
+
+
+@lru_cache(1)
+def golden() -> tuple[bytes, ...]:
+    """The frames of both sides that the specification prints, without their lengths; signed for another session."""
+    text = _SPECIFICATION.read_text(encoding="utf-8")
+    vectors = [bytes.fromhex(found["hex"]) for found in _VECTOR.finditer(text)]
+    return tuple(one[4:] for one in vectors if int.from_bytes(one[:4], "big") == len(one) - 4)
 
 
 def _unsigned_frames() -> list[pb.ClientFrame]:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.fuzz.mutation import mutate, pieces
+from bench.fuzz.seeds import golden
 from bench.fuzz.session_target import SessionTarget, ViolationError
+from execution.ingest.v1 import frames_pb2 as pb
 from services.ingest.domain.intake import Intake
 from services.ingest.domain.log_format import RunEncoder
 from services.ingest.domain.mac import MacKey
@@ -74,3 +76,8 @@ def test_mutations_are_bounded_and_pieces_lose_nothing(data: bytes, seed: int, o
     changed = mutate(data, Random(seed), others)
     assert len(changed) <= 70_000
     assert b"".join(pieces(changed, Random(seed))) == changed
+
+
+def test_the_frames_of_the_specification_are_among_the_seeds():
+    kinds = {pb.ClientFrame.FromString(one).WhichOneof("frame") for one in golden()}
+    assert {"hello", "login", "signals", "snapshot", "gap_fill", "ping", "bye"} <= kinds
