@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -26,22 +25,18 @@ from h2.exceptions import ProtocolError
 
 from services.common.h2grpc import metrics
 from services.common.h2grpc.call import Call
-from services.common.h2grpc.context import CallContext
-from services.common.h2grpc.guard import AbuseError, Allowance, Bucket, FrameGuard
-from services.common.h2grpc.h2_bypass import FrameMaker, ReadyStream, ServerConnection
+from services.common.h2grpc.guard import AbuseError, FrameGuard
+from services.common.h2grpc.h2_bypass import FrameMaker, ServerConnection
 from services.common.h2grpc.handlers import Method
-from services.common.h2grpc.messages import MessageDecoder, StatusError, status_headers
+from services.common.h2grpc.incoming import Incoming
+from services.common.h2grpc.lifetime import Lifetime, Step
 from services.common.h2grpc.out_stream import OutStream
-from services.common.h2grpc.requests import HttpRefusal, Request, request_of
 from services.common.h2grpc.settings import Http2Settings
 
 _log = logging.getLogger(__name__)
 
 _LINGER_SECONDS: Final = 0.5
 _STREAM_ID_MAX: Final = 2**31 - 1
-_EARLY_RESET_SECONDS: Final = 1.0
-# Clients give up streams, but not hundreds within a second of opening each.
-_EARLY_RESETS: Final = Allowance("rapid_reset", 100, 10)
 _DRAIN_PING: Final = b"draining"
 _KEEPALIVE_PING: Final = b"areyouup"
 
@@ -62,24 +57,19 @@ class Connection(asyncio.Protocol):
     """A connection from its acceptance to its loss."""
 
     __slots__ = (
-        "_age_at",
-        "_drain_until",
-        "_early_resets",
         "_guard",
+        "_incoming",
+        "_lifetime",
         "_loop",
-        "_peer",
-        "_pinged_at",
         "_serving",
         "_stopped",
         "_unfinished",
-        "accepted_at",
         "calls",
         "h2",
-        "heard_at",
         "is_ended",
         "is_paused",
         "maker",
-        "quiet_since",
+        "peer",
         "sent_frames",
         "takes_calls",
         "transport",
@@ -93,11 +83,8 @@ class Connection(asyncio.Protocol):
         self._serving = serving
         self._loop = loop
         self._guard = FrameGuard(header_block_bytes_max=4 * settings.http2_header_list_bytes_max)
-        self._early_resets: Bucket | None = None
-        self._peer = ""
-        self._pinged_at: float | None = None
-        self._drain_until: float | None = None
-        self._age_at: float | None = None
+        self._lifetime = Lifetime(settings, loop.time())
+        self.peer = ""
         self.maker = serving.maker
         self.h2 = ServerConnection(
             streams_max=settings.http2_streams_per_connection_max,
@@ -106,12 +93,12 @@ class Connection(asyncio.Protocol):
         self._unfinished: list[int] = []
         self._stopped: list[int] = []
         self.calls: dict[int, Call] = {}
+        self._incoming = Incoming(self, settings, serving.methods, self.calls)
         self.waiting: dict[OutStream, None] = {}
         self.is_paused = False
         self.is_ended = False
         self.takes_calls = True
         self.sent_frames = 0
-        self.accepted_at = self.heard_at = self.quiet_since = loop.time()
 
     # What the event loop tells.
 
@@ -120,13 +107,9 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         metrics.ACCEPTED.inc()
         settings = self._serving.settings
-        self._peer = _peer_name(transport.get_extra_info("peername"))
+        self.peer = _peer_name(transport.get_extra_info("peername"))
         self.transport.set_write_buffer_limits(high=settings.http2_output_bytes_high)
         self.transport.write(self.h2.preface())
-        age_seconds = settings.grpc_connection_age_seconds_max
-        if age_seconds is not None:
-            # Spread by a tenth, so that connections of one moment do not all come back at one moment.
-            self._age_at = self.accepted_at + age_seconds * random.uniform(0.9, 1.1)
         connections = self._serving.connections
         connections[self] = None
         metrics.CONNECTIONS.set(len(connections))
@@ -140,10 +123,10 @@ class Connection(asyncio.Protocol):
         """Takes what the peer sent."""
         if self.is_ended:
             return
-        self.heard_at = self._loop.time()
-        self._pinged_at = None
+        now = self._loop.time()
+        self._lifetime.heard(now)
         try:
-            self._guard.receive_data(data, self.heard_at, self.sent_frames)
+            self._guard.receive_data(data, now, self.sent_frames)
             self._handle_all(self.h2.receive_data(data))
         except AbuseError as error:
             self._end_for_abuse(error)
@@ -209,7 +192,7 @@ class Connection(asyncio.Protocol):
             return
         self.calls.pop(call.out.stream_id, None)
         if not self.calls:
-            self.quiet_since = self._loop.time()
+            self._lifetime.calls_ended(self._loop.time())
             if not self.takes_calls:
                 self._close()
 
@@ -217,10 +200,9 @@ class Connection(asyncio.Protocol):
 
     def drain(self, grace_seconds: float, reason: str) -> None:
         """Tells the peer to open no more streams; ends when its calls have, or after `grace_seconds`."""
-        if self.is_ended or self._drain_until is not None:
+        if self.is_ended or not self._lifetime.begin_drain(self._loop.time(), grace_seconds):
             return
         metrics.ENDED.labels(reason).inc()
-        self._drain_until = self._loop.time() + grace_seconds
         # RFC 9113, 6.8: first a GOAWAY that excludes nothing; after a round trip the one that does.
         self.transport.write(self.h2.goaway(ErrorCodes.NO_ERROR, last_stream_id=_STREAM_ID_MAX))
         self.h2.ping(_DRAIN_PING)
@@ -236,44 +218,38 @@ class Connection(asyncio.Protocol):
 
     def look_after(self, now: float) -> None:
         """Sees about once a second whether time has come for something."""
-        settings = self._serving.settings
-        if self.is_ended:
-            return
-        if not self._guard.has_begun:
-            if now - self.accepted_at > settings.http2_handshake_seconds_max:
+        step = None
+        if not self.is_ended:
+            step = self._lifetime.step(
+                now, has_begun=self._guard.has_begun, has_calls=bool(self.calls), takes_calls=self.takes_calls
+            )
+        match step:
+            case Step.HANDSHAKE_OVERDUE:
                 self._abort("handshake")
-        elif self._drain_until is not None:
-            self._look_after_drain(now, self._drain_until)
-        elif self._age_at is not None and now > self._age_at:
-            self.drain(settings.http2_connection_age_grace_seconds, "age")
-        elif not self.calls and now - self.quiet_since > settings.http2_idle_seconds_max:
-            self.drain(settings.http2_keepalive_timeout_seconds, "idle")
-        if not self._is_over():
-            self._keep_alive(now)
+            case Step.PEER_IS_DEAD:
+                self._abort("keepalive")
+            case Step.PING:
+                self.h2.ping(_KEEPALIVE_PING)
+                self.flush_h2()
+            case Step.AGED:
+                self.drain(self._serving.settings.http2_connection_age_grace_seconds, "age")
+            case Step.IDLE:
+                self.drain(self._serving.settings.http2_keepalive_timeout_seconds, "idle")
+            case Step.LAST_CALL:
+                self._stop_taking_calls()
+            case Step.DRAINED:
+                self._end_drained()
         if not self._is_over():
             self._look_after_calls(now)
 
     def _is_over(self) -> bool:
         return self.is_ended
 
-    def _look_after_drain(self, now: float, until: float) -> None:
-        if now > until:
-            for call in tuple(self.calls.values()):
-                call.fail(grpc.StatusCode.UNAVAILABLE, "the connection is being closed")
-            self._stop_taking_calls()
-            self._close()
-        elif self.takes_calls and now > until - self._serving.settings.http2_keepalive_timeout_seconds / 2:
-            self._stop_taking_calls()
-
-    def _keep_alive(self, now: float) -> None:
-        settings = self._serving.settings
-        if self._pinged_at is not None:
-            if now - self._pinged_at > settings.http2_keepalive_timeout_seconds:
-                self._abort("keepalive")
-        elif now - self.heard_at > settings.http2_keepalive_seconds:
-            self._pinged_at = now
-            self.h2.ping(_KEEPALIVE_PING)
-            self.flush_h2()
+    def _end_drained(self) -> None:
+        for call in tuple(self.calls.values()):
+            call.fail(grpc.StatusCode.UNAVAILABLE, "the connection is being closed")
+        self._stop_taking_calls()
+        self._close()
 
     def _look_after_calls(self, now: float) -> None:
         settings = self._serving.settings
@@ -304,7 +280,7 @@ class Connection(asyncio.Protocol):
 
     def _end_for_abuse(self, error: AbuseError) -> None:
         metrics.ABUSE.labels(error.limit).inc()
-        _log.info("peer broke the limit %s", error.limit, extra={"client.address": self._peer})
+        _log.info("peer broke the limit %s", error.limit, extra={"client.address": self.peer})
         if error.limit == "preface":
             self._abort("preface")
         else:
@@ -312,7 +288,7 @@ class Connection(asyncio.Protocol):
 
     def _end_for_protocol_error(self, error: ProtocolError) -> None:
         """h2 has a GOAWAY ready that says why."""
-        _log.info("protocol error: %s", error, extra={"client.address": self._peer})
+        _log.info("protocol error: %s", error, extra={"client.address": self.peer})
         if error.error_code is ErrorCodes.ENHANCE_YOUR_CALM:
             metrics.ABUSE.labels("header_list").inc()
         metrics.ENDED.labels("protocol").inc()
@@ -362,16 +338,16 @@ class Connection(asyncio.Protocol):
             case WindowUpdated():
                 self._window_updated(event.stream_id)
             case DataReceived():
-                self._data(event)
+                self._incoming.data(event)
             case RequestReceived():
-                self._request(event)
+                self._incoming.request(event)
             case StreamEnded():
-                self._stream_ended(event.stream_id)
+                self._incoming.stream_ended(event.stream_id)
             case StreamReset():
-                self._stream_reset(event)
+                self._incoming.stream_reset(event)
             case RemoteSettingsChanged():
                 self._flush_waiting()
-            case PingAckReceived() if event.ping_data == _DRAIN_PING and self._drain_until is not None:
+            case PingAckReceived() if event.ping_data == _DRAIN_PING and self._lifetime.is_draining:
                 self._stop_taking_calls()
             case ConnectionTerminated():
                 # It opens no more streams; those that are open go on.
@@ -398,101 +374,6 @@ class Connection(asyncio.Protocol):
                 self.waiting[out] = None
             else:
                 out.flush()
-
-    def _request(self, event: RequestReceived) -> None:
-        stream_id = event.stream_id
-        stream = self.h2.find(stream_id)
-        if stream is None:  # reset by its next frame, which h2 has seen already
-            self._count_early_reset()
-            return
-        settings = self._serving.settings
-        if not self.takes_calls:
-            self._refuse(stream_id, "draining")
-            return
-        if len(self.calls) >= settings.http2_streams_per_connection_max:
-            self._refuse(stream_id, "streams")
-            return
-        out = OutStream(self, stream_id, ReadyStream(self.h2, stream, self.maker))
-        try:
-            request = request_of(
-                event.headers,
-                self._serving.methods,
-                header_list_bytes_max=settings.http2_header_list_bytes_max,
-            )
-        except HttpRefusal as refusal:
-            metrics.REFUSED_STREAMS.labels("http").inc()
-            self.h2.send_headers(stream_id, [(b":status", b"%d" % refusal.status)], end_stream=True)
-            out.close()
-            self.sending_ended(stream_id)
-        except StatusError as error:
-            metrics.REFUSED_STREAMS.labels(error.code.name.lower()).inc()
-            out.finish(status_headers(error.code.value[0], error.message))
-        else:
-            self._begin(out, request)
-
-    def _begin(self, out: OutStream, request: Request) -> None:
-        now, limit = self._loop.time(), self._serving.settings.grpc_message_bytes_max
-        timeout_seconds = request.timeout_seconds
-        context = CallContext(
-            out,
-            metadata=request.metadata,
-            peer=self._peer,
-            timeout_seconds=timeout_seconds,
-            serialize=request.method.serialize,
-            message_bytes_max=limit,
-        )
-        call = Call(self, request.method, context, MessageDecoder(message_bytes_max=limit), now)
-        self.calls[out.stream_id] = call
-        call.begin(timeout_seconds)
-
-    def _data(self, event: DataReceived) -> None:
-        flow_bytes = event.flow_controlled_length or 0
-        call = self.calls.get(event.stream_id)
-        if call is None:
-            # The answer is complete already; what still comes must not close the connection's window.
-            self.h2.acknowledge_received_data(flow_bytes, event.stream_id)
-            return
-        try:
-            call.receive_data(event.data or b"", flow_bytes)
-        except StatusError as error:
-            call.fail(error.code, error.message)
-            return
-        if call.is_waiting_for_request and len(event.data or b"") < call.buffered_bytes:
-            self._check_requests(call)
-
-    def _check_requests(self, call: Call) -> None:
-        kept = sum(one.buffered_bytes for one in self.calls.values() if one.is_waiting_for_request)
-        if kept > self._serving.settings.http2_request_bytes_max:
-            metrics.REFUSED_STREAMS.labels("request_bytes").inc()
-            call.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many incomplete requests on this connection")
-
-    def _stream_ended(self, stream_id: int) -> None:
-        call = self.calls.get(stream_id)
-        if call is not None:
-            try:
-                call.end_of_request()
-            except StatusError as error:
-                call.fail(error.code, error.message)
-
-    def _stream_reset(self, event: StreamReset) -> None:
-        call = self.calls.get(event.stream_id)
-        if call is None:
-            return
-        if self._loop.time() - call.opened_at < _EARLY_RESET_SECONDS:
-            self._count_early_reset()
-        call.cancel()
-
-    def _count_early_reset(self) -> None:
-        now = self._loop.time()
-        if self._early_resets is None:
-            self._early_resets = Bucket(_EARLY_RESETS, now, 0)
-        self._early_resets.spend(now, 0)
-
-    def _refuse(self, stream_id: int, reason: str) -> None:
-        metrics.REFUSED_STREAMS.labels(reason).inc()
-        if reason == "streams":
-            self._count_early_reset()
-        self.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
 
     def _reset(self, stream_id: int, error_code: ErrorCodes, reason: str) -> None:
         metrics.RESET_STREAMS.labels(reason).inc()
