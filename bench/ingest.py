@@ -39,6 +39,7 @@ _LOAD_SECONDS_MAX: Final = 120.0
 _FIRST_GUESS: Final = {BATCH: 120_000, 1: 70_000}
 _HEADROOM: Final = 1.6
 _GUESSES_MAX: Final = 4
+_CHART_MS_MIN: Final = 0.001
 _REDIS_BENCHMARK_ENTRIES: Final = 300_000
 
 
@@ -67,9 +68,14 @@ class IngestReport:
     def chart(self) -> str:
         """Latency by rate, as SVG."""
         lines = [
-            Line(f"{who} {rank}", [(rate, found[rank]) for rate, found in points], dashed=who == "echo")
+            Line(
+                f"{who} {rank}",
+                [(rate, max(found[rank], _CHART_MS_MIN)) for rate, found in points],
+                dashed=who == "echo",
+            )
             for who, points in self.curve.items()
             for rank in ("p50", "p99", "p99.9")
+            if points
         ]
         title = "Acknowledgement latency of single signed signals, against intended send time"
         return line_chart(title, "signals a second", "ms", lines)
@@ -102,10 +108,8 @@ class _Bench:
             self.guess[batch] = max(1_000, seen.signals_per_second * _HEADROOM)
             if not seen.ran_out or seen.seconds > self.options.seconds / 2:
                 break
-        cores = seen.cores.get(self.door.pid, 0)
-        self.tell(
-            f"frames of {batch}: {seen.signals_per_second:,.0f} signals/s, {cores:.2f} core{_note(seen)}"
-        )
+        rate, cores = seen.signals_per_second, _cores(seen)
+        self.tell(f"frames of {batch}: {rate:,.0f} signals/s with {cores:.2f} of a core{_note(seen)}")
         return seen
 
     async def paced(self, rate: int, seconds: float) -> Seen:
