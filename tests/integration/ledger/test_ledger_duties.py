@@ -133,7 +133,7 @@ async def _is_empty(connection) -> bool:
 async def test_housekeeping_removes_what_is_older_than_its_retention(
     fresh_database: str, redis_url: str, redis: stream.Redis
 ) -> None:
-    configured = ledger_settings(fresh_database, redis_url)
+    configured = ledger_settings(fresh_database, redis_url, archive_retention_days=180)
     async with ledger_running(configured) as ledger, superuser(fresh_database) as connection:
         await ledger.subscription(
             await ledger.user(), (await ledger.master(await ledger.user())).master.master_id
