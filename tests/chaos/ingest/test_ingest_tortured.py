@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,13 @@ import pytest
 from bench.authority import answering
 from bench.front_door import FrontDoorProcess, front_door
 from bench.fuzz.ingest import FuzzOptions, fuzz
+from bench.torture import ingest as torturing
 from bench.torture.ingest import Durability, TortureOptions, torture
 from bench.torture.log_reading import read_masters
 from bench.torture.masters import trading
 from bench.torture.promises import judge
 from execution.common.v1.position_pb2 import DURABILITY_APPENDED
+from mesh.embedded import RedisServer, redis
 from services.common import stream
 
 SILENT = 5_000
@@ -37,6 +39,18 @@ async def test_kills_under_load_lose_nothing_unseen(durability: Durability):
     assert report.is_sound, report.problems
     assert (report.kills, report.redis_kills, report.redis_cuts) == (3, 4, 2)
     assert report.acknowledged >= 8 * 8
+
+
+async def test_a_log_that_forgets_without_a_cut_is_called_unsound(monkeypatch: pytest.MonkeyPatch):
+    def without_a_file(appendfsync: str) -> AbstractAsyncContextManager[RedisServer]:
+        return redis(settings={"appendonly": "no"})
+
+    monkeypatch.setattr(torturing, "redis", without_a_file)
+    report = await torture(TortureOptions(kills=0, redis_kills=1, masters=4, signals_per_second=200), print)
+    assert not report.is_sound
+    assert any("no file was cut" in problem for problem in report.problems)
+    # It was seen by the masters, too, and named in the log.
+    assert report.lost_visibly > 0
 
 
 async def test_mutated_frames_do_a_real_front_door_no_harm():
