@@ -108,6 +108,9 @@ def _align_position(
             return
         holding = None
     before = None
+    if holding is not None and holding.side == pb.SIDE_UNSPECIFIED:
+        yield PlannedAction(Step.ADJUST, ticket, _fill_in(copier, holding, position))
+        return
     if holding is not None:
         before = (holding.side, holding.volume_lots_e8, holding.stop_loss_e8, holding.take_profit_e8)
         if holding.short and _would_grow(copier, holding, position):
@@ -125,6 +128,17 @@ def _align_position(
         yield PlannedAction(Step.CLOSE, ticket, decision)
     elif before != (after.side, after.volume_lots_e8, after.stop_loss_e8, after.take_profit_e8):
         yield PlannedAction(Step.ADJUST, ticket, decision)
+
+
+def _fill_in(copier: Copier, holding: Holding, position: BookPosition) -> Decision:
+    """The rest of a holding of which only the ticket is known: it was opened, so no limit applies any more."""
+    decision = copier.wanted(_as_opening(position, 0).signal)
+    holding.symbol, holding.side = decision.symbol, decision.side
+    holding.volume_lots_e8 = decision.volume_lots_e8
+    holding.stop_loss_e8, holding.take_profit_e8 = decision.stop_loss_e8, decision.take_profit_e8
+    if decision.volume_lots_e8 == 0:
+        holding.state, holding.reason = HoldingState.REFUSED, Reason.VOLUME_MIN
+    return decision
 
 
 def _would_grow(copier: Copier, holding: Holding, position: BookPosition) -> bool:
@@ -163,6 +177,15 @@ def _align_order(
         else:
             yield PlannedAction(Step.PLACE, ticket, decision)
         return
+    if entry.side == pb.SIDE_UNSPECIFIED:
+        # Only the ticket is known: it was placed with what the settings give.
+        decision = copier.wanted(sequenced.signal)
+        entry.symbol, entry.side, entry.volume_lots_e8 = (
+            decision.symbol,
+            decision.side,
+            decision.volume_lots_e8,
+        )
+        entry.order_type = copier.settings.order_type_for(order.order_type)
     if _order_fields(entry) != _wanted_order_fields(copier, order):
         decision = orders.modify(copier, sequenced, sequenced.signal, now_us, False)
         yield PlannedAction(Step.ADJUST_ORDER, ticket, decision)

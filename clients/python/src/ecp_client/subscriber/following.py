@@ -9,7 +9,7 @@ from ecp_client.account import Account, Holding, HoldingState, OrderHolding
 from ecp_client.books import Book
 from ecp_client.copying import Action, Copier, Decision, Plan, Reason, reconcile
 from ecp_client.positions import Position
-from ecp_client.subscriber.journal_format import Entry, EntryType, checkpoint_body, encode
+from ecp_client.subscriber.journal_format import DEGRADED, WITHHELD, Entry, EntryType, checkpoint_body, encode
 from ecp_client.subscriber.session import Track
 from execution.common.v1 import signal_pb2, snapshot_pb2
 
@@ -79,9 +79,18 @@ class Following:
             # More than a snapshot holds: a restart will need a full sync.
             return None
         body = checkpoint_body(mirror.SerializeToString(), self.copier.account.to_json())
-        return encode(
-            Entry(EntryType.CHECKPOINT, self.track.master_id, position, position, now_us, body=body)
+        degraded_at = self.track.degraded_at
+        kind = WITHHELD * self.track.withheld + DEGRADED * (degraded_at is not None)
+        entry = Entry(
+            EntryType.CHECKPOINT,
+            self.track.master_id,
+            position,
+            degraded_at or position,
+            now_us,
+            kind,
+            body=body,
         )
+        return encode(entry)
 
 
 def _patch(account: Account, entry: Entry) -> None:

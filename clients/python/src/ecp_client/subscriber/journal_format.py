@@ -44,12 +44,16 @@ class EntryType(enum.IntEnum):
     PROGRESS = 4
     """The position moved over what the stream had nothing to say about."""
     CHECKPOINT = 5
-    """Mirror and account as of `position`; body: length of the snapshot (u32) | Snapshot | the account as JSON."""
+    """Mirror and account as of `position`. Body: length of the snapshot (u32) | Snapshot | the account as JSON. Kind:
+    the sum of WITHHELD (the mirror lacks what a pause withheld) and DEGRADED (a full sync beyond `previous` is due)."""
     CLOSED_BY_USER = 6
     """The user closed position `ticket` (kind OPEN) or cancelled order `ticket` (kind PENDING_PLACE) by hand."""
     REFUSED_BY_BROKER = 7
     """The broker refused what was decided to be copied: kind and ticket as in CLOSED_BY_USER."""
 
+
+WITHHELD = 1
+DEGRADED = 2
 
 _WITH_BODY = frozenset((EntryType.CHECKPOINT,))
 

@@ -90,7 +90,14 @@ class Processor:
     def _follow(self, master_id: int, known: Recovered | None) -> Following:
         settings = self._settings
         known = known or Recovered()
-        track = Track(master_id, settings.start, known.checkpoint, known.processed)
+        track = Track(
+            master_id,
+            settings.start,
+            known.checkpoint,
+            known.processed,
+            known.degraded_at,
+            withheld=known.withheld,
+        )
         copier = self._copier(master_id, known)
         following = Following(track, copier, known.decided)
         self.followings[master_id] = following

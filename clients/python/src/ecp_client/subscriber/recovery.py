@@ -11,7 +11,8 @@ from ecp_client.books import Book
 from ecp_client.errors import JournalError
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.journal import read_journal
-from ecp_client.subscriber.journal_format import Entry, EntryType, parse_checkpoint
+from ecp_client.subscriber.journal_format import DEGRADED, WITHHELD, Entry, EntryType, parse_checkpoint
+from execution.common.v1 import position_pb2
 from execution.common.v1.snapshot_pb2 import Snapshot
 
 
@@ -28,7 +29,9 @@ class Recovered:
     decided: dict[Position, Entry] = field(default_factory=dict)
     """Signals behind the checkpoint, with what was decided."""
     withheld: bool = False
-    """A pause withheld signals behind the checkpoint, or before it."""
+    """A pause withheld signals, and no full sync has made up for them."""
+    degraded_at: Position | None = None
+    """A gap ended here, and no full sync has healed it."""
 
 
 def recover(folder: Path) -> dict[int, Recovered]:
@@ -51,7 +54,24 @@ def recover_entries(entries: Iterable[Entry]) -> dict[int, Recovered]:
             known.processed = max(known.processed, entry.position)
             if entry.entry_type is EntryType.SIGNAL:
                 known.decided[entry.position] = entry
+            elif entry.entry_type is EntryType.GAP:
+                _take_gap(known, entry)
+            elif entry.entry_type is EntryType.SNAPSHOT:
+                _take_snapshot(known, entry)
     return masters
+
+
+def _take_gap(known: Recovered, entry: Entry) -> None:
+    if entry.kind == position_pb2.GAP_REASON_WITHHELD:
+        known.withheld = True
+    else:
+        known.degraded_at = max(known.degraded_at or BEGINNING, entry.position)
+
+
+def _take_snapshot(known: Recovered, entry: Entry) -> None:
+    known.withheld = False
+    if known.degraded_at is not None and entry.position >= known.degraded_at:
+        known.degraded_at = None
 
 
 def _take_checkpoint(known: Recovered, entry: Entry) -> None:
@@ -61,6 +81,8 @@ def _take_checkpoint(known: Recovered, entry: Entry) -> None:
         known.account = Account.from_json(account)
     except ValueError as error:
         raise JournalError(f"the checkpoint of master {entry.master_id} cannot be read: {error}") from error
+    known.withheld = bool(entry.kind & WITHHELD)
+    known.degraded_at = entry.previous if entry.kind & DEGRADED else None
     known.checkpoint = entry.position
     known.processed = max(known.processed, entry.position)
     known.decided.clear()

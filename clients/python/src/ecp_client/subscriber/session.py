@@ -153,6 +153,8 @@ class SubscriberSession:
     def _ask_for(self, track: Track, start: pb.MasterStart) -> None:
         track.awaits_snapshot = track.wants_snapshot or (track.held is None and track.start is Start.SNAPSHOT)
         track.wants_snapshot = track.stalled = False
+        # A pause that goes on is told again.
+        track.pause = None
         after = track.held
         if track.awaits_snapshot:
             start.from_snapshot.SetInParent()
@@ -204,11 +206,18 @@ class SubscriberSession:
         return delivery
 
     def _held_before(self, track: Track, sequenced: SequencedSignal) -> Position:
+        self._see_pause(track)
         if track.held is None:
             # From now: the first signal says behind what.
             track.held = Position(sequenced.previous_epoch, sequenced.previous_sequence)
             track.processed = max(track.processed, track.held)
         return track.held
+
+    def _see_pause(self, track: Track) -> bool:
+        """Once a pause is over, the mirror lacks what it withheld: asks for a full sync. Whether it does."""
+        if track.withheld and track.pause is None:
+            track.wants_snapshot = self.wants_new_stream = True
+        return track.wants_snapshot
 
     def _jump(self, track: Track, held: Position, previous: Position) -> GapSeen:
         """Signals are missing and no Gap said so: ask again from where we stand; the second time, for a full sync."""
@@ -250,6 +259,8 @@ class SubscriberSession:
                     continue
                 track = self._new_track(entry.master_id)
             if track.awaits_snapshot or track.wants_snapshot or track.stalled:
+                continue
+            if self._see_pause(track):
                 continue
             position = Position.from_pb(entry.position)
             previous = track.held
@@ -311,10 +322,8 @@ class SubscriberSession:
         elif told in _PAUSES:
             track.pause = told
         else:
-            if track.pause is not None and track.withheld:
-                # The pause is over and the mirror lacks what was withheld.
-                track.wants_snapshot = self.wants_new_stream = True
             track.pause = None
+            self._see_pause(track)
         if track.state is before:
             return []
         return [StateChanged(track.master_id, track.state, change.reason)]
