@@ -66,7 +66,12 @@ create table ledger.idempotency_keys (
 );
 create index idempotency_keys_created_at_idx on ledger.idempotency_keys (created_at);
 
-grant select, insert, update on ledger.users, ledger.licenses, ledger.masters, ledger.signing_keys to ledger_service;
+-- What a row is about never changes, not even by the service.
+grant select, insert on ledger.users, ledger.licenses, ledger.masters, ledger.signing_keys to ledger_service;
+grant update (trust_score, trust_version, risk_pause, risk_pause_reason) on ledger.users to ledger_service;
+grant update (expires_at, revoked_at, revoked_reason) on ledger.licenses to ledger_service;
+grant update (suspended_at) on ledger.masters to ledger_service;
+grant update (expires_at, revoked_at) on ledger.signing_keys to ledger_service;
 grant select, insert, delete on ledger.idempotency_keys to ledger_service;
 grant usage on sequence ledger.masters_master_id_seq to ledger_service;
 

@@ -47,7 +47,11 @@ create table ledger.subscription_history (
 create index subscription_history_subscription_id_idx on ledger.subscription_history (subscription_id, history_id);
 create index subscription_history_changed_at_idx on ledger.subscription_history (changed_at);
 
-grant select, insert, update on ledger.subscriptions, ledger.subscription_progress to ledger_service;
+grant select, insert on ledger.subscriptions, ledger.subscription_progress to ledger_service;
+grant update (operator_pause, operator_pause_reason, risk_pause, risk_pause_reason, version, cancelled_at, cancel_reason)
+    on ledger.subscriptions to ledger_service;
+grant update (acknowledged_epoch, acknowledged_sequence, sync_state, sync_reason, sync_changed_at)
+    on ledger.subscription_progress to ledger_service;
 grant select, insert, delete on ledger.subscription_history to ledger_service;
 grant select on ledger.subscriptions, ledger.subscription_progress, ledger.subscription_history to analyst_readonly;
 
