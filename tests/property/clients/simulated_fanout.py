@@ -1,4 +1,4 @@
-"""One master's history as the fan-out tells it: resume, pauses, gaps, epochs, snapshots, trimming; written from the contract."""
+"""One master's history as the contract says that the fan-out tells it: resume, pauses, gaps, epochs, snapshots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from execution.common.v1 import signal_pb2 as common_pb
 from execution.fanout.v1 import fanout_service_pb2 as pb
 
 MASTER = 1
-OPENS = frozenset((common_pb.SIGNAL_KIND_OPEN, common_pb.SIGNAL_KIND_PENDING_PLACE, common_pb.SIGNAL_KIND_PENDING_FILL))
+OPENS = frozenset(
+    (common_pb.SIGNAL_KIND_OPEN, common_pb.SIGNAL_KIND_PENDING_PLACE, common_pb.SIGNAL_KIND_PENDING_FILL)
+)
 
 
 class OutOfRangeError(Exception):

@@ -1,4 +1,4 @@
-"""A subscriber through cuts, crashes, gaps, pauses, epochs and trimmed logs: each signal once, and in step in the end."""
+"""A subscriber through cuts, crashes, gaps, pauses, epochs and trimmed logs: each signal once, in step in the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SubscriberFollowing(RuleBasedStateMachine):
     @initialize(
         start=st.sampled_from(list(Start)),
         multiplier=st.sampled_from([10_000, 5_000]),
-        history=st.lists(wishes, max_size=10),
+        history=st.lists(wishes, min_size=5, max_size=10),
         with_snapshot=st.booleans(),
     )
     def begin(self, start: Start, multiplier: int, history: list[Wish], with_snapshot: bool) -> None:
@@ -78,14 +78,19 @@ class SubscriberFollowing(RuleBasedStateMachine):
             self.settings, hooks, self.journal, recover(self.folder), ServerClock(0, 0)
         )
 
-    @rule()
+    @rule(how=st.sampled_from(["closed", "crashed", "crashed"]), torn=st.integers(0, 30))
+    def another_process(self, how: str, torn: int) -> None:
+        if how == "closed":
+            self.close_and_start_again()
+        else:
+            self.crash_and_start_again(torn)
+
     def close_and_start_again(self) -> None:
         self.hang_up()
         self.processor.checkpoint()
         self.journal.close()
         self.start_process()
 
-    @rule(torn=st.integers(0, 30))
     def crash_and_start_again(self, torn: int) -> None:
         """What was being written is torn; what was written whole before is there."""
         self.hang_up()
@@ -111,27 +116,31 @@ class SubscriberFollowing(RuleBasedStateMachine):
             if signal is not None:
                 self.fanout.add_signal(signal)
 
-    @rule(history=st.lists(wishes, min_size=1, max_size=8))
+    @rule(history=st.lists(wishes, min_size=4, max_size=12))
     def master_trades(self, history: list[Wish]) -> None:
         self.trade(history)
 
-    @rule(history=st.lists(wishes, min_size=1, max_size=3))
+    @rule(
+        what=st.sampled_from(["refused", "epoch", "trimmed"]),
+        history=st.lists(wishes, min_size=1, max_size=3),
+        count=st.integers(0, 10),
+    )
+    def something_is_lost(self, what: str, history: list[Wish], count: int) -> None:
+        if what == "refused":
+            self.front_door_refuses(history)
+        elif what == "epoch":
+            self.fanout.begin_epoch(count // 2)
+        else:
+            self.fanout.trim(count)
+
     def front_door_refuses(self, history: list[Wish]) -> None:
         signals = [signal for wish in history if (signal := self.master.wish(wish)) is not None]
         if signals:
             self.fanout.add_hidden(signals)
 
-    @rule(lost=st.integers(0, 4))
-    def epoch_begins(self, lost: int) -> None:
-        self.fanout.begin_epoch(lost)
-
     @rule()
     def master_sends_a_snapshot(self) -> None:
         self.fanout.take_snapshot()
-
-    @rule(keep=st.integers(0, 10))
-    def log_is_trimmed(self, keep: int) -> None:
-        self.fanout.trim(keep)
 
     @rule()
     def pause_or_resume(self) -> None:
@@ -141,8 +150,19 @@ class SubscriberFollowing(RuleBasedStateMachine):
 
     # The stream
 
-    @precondition(lambda self: self.stream is None)
-    @rule()
+    @rule(count=st.integers(1, 20), joined=st.booleans())
+    def follow(self, count: int, joined: bool) -> None:
+        """As a client does: reconnects at once, and takes what comes."""
+        for _ in range(3):
+            if self.stream is None:
+                self.connect()
+        if self.stream is not None:
+            self.receive(count, joined)
+
+    @rule(count=st.integers(1, 20))
+    def follow_some_more(self, count: int) -> None:
+        self.follow(count, True)
+
     def connect(self) -> None:
         (start,) = self.processor.session.request().masters
         try:
@@ -153,8 +173,6 @@ class SubscriberFollowing(RuleBasedStateMachine):
         if self.fanout.is_paused:
             self.give(self.fanout.state())
 
-    @precondition(lambda self: self.stream is not None)
-    @rule(count=st.integers(1, 10), joined=st.booleans())
     def receive(self, count: int, joined: bool) -> None:
         """Some responses; signals that follow one another may come in one message."""
         message = pb.SubscribeResponse()
@@ -255,10 +273,9 @@ class SubscriberFollowing(RuleBasedStateMachine):
         if not self.delivered or self.journal_was_rotated():
             return
         covered = set(self.delivered)
-        spans: list[tuple[Position, Position]] = []
-        for entry in read_journal(self.folder):
-            if entry.entry_type in (EntryType.GAP, EntryType.SNAPSHOT, EntryType.PROGRESS):
-                spans.append((entry.previous, entry.position))
+        telling = (EntryType.GAP, EntryType.SNAPSHOT, EntryType.PROGRESS)
+        entries = [entry for entry in read_journal(self.folder) if entry.entry_type in telling]
+        spans = [(entry.previous, entry.position) for entry in entries]
         for record in self.fanout.records:
             if record.signal is None or not self.delivered[0] < record.position <= self.held:
                 continue
@@ -270,4 +287,4 @@ class SubscriberFollowing(RuleBasedStateMachine):
 
 
 TestSubscriberFollowing = SubscriberFollowing.TestCase
-TestSubscriberFollowing.settings = hypothesis_settings(max_examples=100, stateful_step_count=40)
+TestSubscriberFollowing.settings = hypothesis_settings(max_examples=120, stateful_step_count=40)
