@@ -364,14 +364,18 @@ class FanoutMachine(RuleBasedStateMachine):
         masters=st.sets(st.sampled_from(MASTERS), min_size=1),
         back=st.integers(-1, 30),
         pause=st.sampled_from(Pause),
+        reads=st.booleans(),
     )
-    def connect(self, masters: set[int], back: int, pause: Pause) -> Model | object:
+    def connect(self, masters: set[int], back: int, pause: Pause, reads: bool) -> Model | object:
         """-1 begins now, others that many positions before the head."""
         positions: dict[int, Position | None] = {}
         for master in masters:
             places = self.world.histories[master].places
             positions[master] = self.log_of(master).head if back < 0 else places[-1 - back % len(places)]
-        return self.open(positions, pause) or multiple()
+        model = self.open(positions, pause)
+        if model is not None and reads:
+            self.pump_dry(model)
+        return model or multiple()
 
     @rule(target=readers, master=st.sampled_from(MASTERS), back=st.integers(0, 10))
     def connect_with_snapshot(self, master: int, back: int) -> Model | object:
