@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, Final, Protocol
 
@@ -62,7 +61,7 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         self._owner = owner
         self._decoder: MessageDecoder | None = decoder
-        self._messages: deque[tuple[bytes, int]] = deque()
+        self._messages: list[tuple[bytes, int]] = []
         self._is_complete = False
         self._arrived: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -136,7 +135,7 @@ class Call:
             return
         if not self._messages:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message, none came")
-        message, _ = self._messages.popleft()
+        message, _ = self._messages.pop(0)
         self._decoder = None
         self._start(self._parsed(message))
 
@@ -216,7 +215,7 @@ class Call:
         assert self._arrived is not None
         while True:
             while self._messages:
-                message, flow_bytes = self._messages.popleft()
+                message, flow_bytes = self._messages.pop(0)
                 self._owner.request_taken(self.out.stream_id, flow_bytes)
                 try:
                     request = self._parsed(message)

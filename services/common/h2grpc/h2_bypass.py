@@ -10,6 +10,8 @@ is used beyond h2's documented interface is in this module; `H2_VERSIONS` are th
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from h2.config import H2Configuration
@@ -46,6 +48,37 @@ class _Values(list[int]):
         return self.pop(0)
 
 
+class _Entries(list[tuple[bytes, bytes]]):
+    """The newest headers of an HPACK table, for the same reason."""
+
+    __slots__ = ()
+
+    def appendleft(self, entry: tuple[bytes, bytes]) -> None:
+        """Adds the newest."""
+        self.insert(0, entry)
+
+
+class _Dispatch:
+    """Finds the method for a frame; h2 makes a dict of bound methods for each connection, a kilobyte."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: H2Connection) -> None:
+        self._connection = connection
+
+    def __getitem__(self, frame_class: type[Frame]) -> Callable[[Frame], tuple[list[Frame], list[Event]]]:
+        handle: Callable[[Frame], tuple[list[Frame], list[Event]]] = getattr(
+            self._connection, _METHOD_NAMES[frame_class]
+        )
+        return handle
+
+
+# The names that h2 gives them, whatever they will be.
+_METHOD_NAMES: Final[dict[type[Frame], str]] = {
+    frame_class: method.__name__ for frame_class, method in H2Connection()._frame_dispatch_table.items()
+}
+
+
 class ServerConnection(H2Connection):
     """h2's connection for a server, with bounds that it lacks, and GOAWAY that lets open streams finish."""
 
@@ -55,18 +88,19 @@ class ServerConnection(H2Connection):
         super().__init__(_CONFIGURATION)
         self._streams_max = streams_max
         self._header_list_bytes_max = header_list_bytes_max
-        hard_max = 4 * header_list_bytes_max
-        self.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: streams_max + _STREAMS_UNREAD_LIMIT,
-                SettingCodes.MAX_HEADER_LIST_SIZE: hard_max,
-            },
-        )
-        self.decoder.max_header_list_size = hard_max
-        for settings in (self.local_settings, self.remote_settings):
-            for code, values in settings._settings.items():
-                settings._settings[code] = _Values(values)  # type: ignore[assignment]  # it has what is used
+        # Never changed after they were told, so that all connections share them.
+        self.local_settings = _local_settings(streams_max, 4 * header_list_bytes_max)
+        self.decoder.max_header_list_size = 4 * header_list_bytes_max
+        self._slim()
+
+    def _slim(self) -> None:
+        """Makes the state of a connection that does little take 3 KiB instead of 14."""
+        values = self.remote_settings._settings
+        for code in values:
+            values[code] = _Values(values[code])  # type: ignore[assignment]  # it has what is used
+        for table in (self.encoder.header_table, self.decoder.header_table):
+            table.dynamic_entries = _Entries()  # type: ignore[assignment]  # it has what is used
+        self._frame_dispatch_table = _Dispatch(self)  # type: ignore[assignment]  # it is only subscripted
 
     def preface(self) -> bytes:
         """What the server says first: limits a little below those that h2 enforces."""
@@ -105,6 +139,17 @@ class ServerConnection(H2Connection):
         # h2 would keep a value for each of 65,536 unknown codes; RFC 9113, 6.5.2 has them ignored.
         frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN_SETTINGS}
         return super()._receive_settings_frame(frame)
+
+
+@cache
+def _local_settings(streams_max: int, header_list_bytes_max: int) -> Settings:
+    return Settings(
+        client=False,
+        initial_values={
+            SettingCodes.MAX_CONCURRENT_STREAMS: streams_max + _STREAMS_UNREAD_LIMIT,
+            SettingCodes.MAX_HEADER_LIST_SIZE: header_list_bytes_max,
+        },
+    )
 
 
 _KNOWN_SETTINGS: Final = frozenset(int(code) for code in SettingCodes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 
 from services.common.errors import ServiceError
@@ -19,7 +18,7 @@ class H2StreamWriter:
 
     def __init__(self, out: OutStream) -> None:
         self._out = out
-        self._pending: deque[Message] = deque()
+        self._pending: list[Message] = []
         self._source: Source | None = None
         self._finished: ServiceError | None = None
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,10 +83,13 @@ class H2StreamWriter:
     def _write_pending(self, source: Source) -> bool:
         """Writes what the peer takes now; returns whether that was everything."""
         pending, out = self._pending, self._out
-        while pending and out.is_writable:
-            message = pending.popleft()
+        written = 0
+        while written < len(pending) and out.is_writable:
+            message = pending[written]
+            written += 1
             out.send(message.data)
             source.on_written(message)
+        del pending[:written]
         return not pending
 
     def _end_if_finished(self) -> None:
