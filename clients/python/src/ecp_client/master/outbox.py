@@ -364,6 +364,9 @@ class Outbox:
 
     def _drop_acknowledged(self) -> None:
         """Removes files in which everything is acknowledged, but never the one being written."""
+        if len(self._segments) > 1 and self._segments[0].last <= self._state.acknowledged:
+            # First, or a crash would leave an outbox that lacks signals and does not know that they arrived.
+            self._write_state(durable=self._settings.fsync is not FsyncPolicy.NEVER)
         while len(self._segments) > 1 and self._segments[0].last <= self._state.acknowledged:
             segment = self._segments.pop(0)
             segment.path.unlink(missing_ok=True)
