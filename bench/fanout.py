@@ -20,7 +20,7 @@ from bench.readers import Arrived, Plan, arrived_of, as_json
 from bench.result import Result, result_of
 from mesh.embedded import RedisServer, redis
 
-_SECONDS_MAX: Final = 300.0
+_SECONDS_MAX: Final = 600.0
 _SPARE_FILES: Final = 200
 # Each signal in a message of its own, and no rest between rounds: what is measured is a delivery.
 _SINGLE: Final = {"MESSAGE_SIGNALS_MAX": "1", "COALESCING_DELAY_SECONDS_MAX": "0"}

@@ -26,7 +26,7 @@ from mesh.errors import MeshError
 _POLL_SECONDS: Final = 0.002
 _OPENED_AT_ONCE: Final = 100
 _WARM_STREAMS: Final = 200
-_WAIT_SECONDS_MAX: Final = 120.0
+_WAIT_SECONDS_MAX: Final = 300.0
 _KNOWN_MESSAGES_MAX: Final = 10_000
 
 
