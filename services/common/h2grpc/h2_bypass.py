@@ -23,7 +23,7 @@ from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamState
 from hyperframe.frame import Frame, GoAwayFrame, SettingsFrame
 
-H2_VERSIONS: Final = ((4, 3), (5, 0))
+H2_VERSIONS: Final = ((4, 4), (4, 5))
 """At least the first, below the second."""
 
 MESSAGE_PREFIX_BYTES: Final = 5
