@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ecp_client.disk import FsyncPolicy
@@ -137,6 +137,11 @@ def agrees(outbox: Outbox, before: Model, after: Model) -> bool:
     return surely.items() <= read.items() <= pending.items() and outbox.last_sequence <= model.last
 
 
+@example(
+    wanted=[("put", 1, 0), ("put", 1, 0), ("put", 3, 64), ("put", 1, 0), ("acknowledge", 0, 0)],
+    last=("acknowledge", 5, 0),
+    torn=0.0,
+)
 @given(wanted=operations, last=operation, torn=st.floats(0, 1))
 def test_a_crash_at_any_step_loses_and_doubles_nothing(
     wanted: list[Operation], last: Operation, torn: float
