@@ -23,7 +23,9 @@ from execution.fanout.v1 import fanout_service_pb2 as pb
 P = Position
 
 
-def sequenced(sequence: int, epoch: int = 1, previous: Position | None = None, master_id: int = 1) -> common_pb.SequencedSignal:
+def sequenced(
+    sequence: int, epoch: int = 1, previous: Position | None = None, master_id: int = 1
+) -> common_pb.SequencedSignal:
     before = previous or P(epoch, sequence - 1)
     return common_pb.SequencedSignal(
         master_id=master_id,
@@ -146,7 +148,13 @@ class TestSignals:
     def test_signals_of_several_masters_in_one_message(self) -> None:
         session = SubscriberSession([Track(1, Start.BEGINNING), Track(2, Start.BEGINNING)])
         session.request()
-        mixed = [sequenced(1), sequenced(2), sequenced(1, master_id=2), sequenced(3), sequenced(2, master_id=2)]
+        mixed = [
+            sequenced(1),
+            sequenced(2),
+            sequenced(1, master_id=2),
+            sequenced(3),
+            sequenced(2, master_id=2),
+        ]
         delivery = session.take_signals(pb.Signals(signals=mixed))
         assert [(one.master_id, one.sequence) for one in delivery.fresh] == [
             (1, 1), (1, 2), (2, 1), (1, 3), (2, 2),
@@ -241,9 +249,7 @@ class TestGaps:
     def test_the_end_of_a_pause_that_withheld_nothing_does_not(self) -> None:
         fed = Fed()
         fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
-        assert fed.state(pb.SUBSCRIPTION_STATE_SYNCED) == [
-            StateChanged(1, SyncState.SYNCED, "told to")
-        ]
+        assert fed.state(pb.SUBSCRIPTION_STATE_SYNCED) == [StateChanged(1, SyncState.SYNCED, "told to")]
         assert not fed.session.wants_new_stream
 
     def test_a_gap_that_comes_again_is_passed_over(self) -> None:
