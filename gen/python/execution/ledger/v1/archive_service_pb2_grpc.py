@@ -64,7 +64,8 @@ class ArchiveServiceServicer(object):
 
     def ReadSignals(self, request, context):
         """ReadSignals streams a master's archived records after a position, in order, as far as they go at this moment.
-        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest`).
+        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest` as
+        `epoch:sequence`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,8 @@ class ArchiveServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ArchiveServiceAsyncStub: ...
     ReadSignals: _grpc.UnaryStreamMultiCallable[_archive_service_pb2.ReadSignalsRequest, _archive_service_pb2.ReadSignalsResponse]
     """ReadSignals streams a master's archived records after a position, in order, as far as they go at this moment.
-    Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest`).
+    Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest` as
+    `epoch:sequence`).
     """
     GetSignal: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.GetSignalRequest, _archive_service_pb2.GetSignalResponse]
     """GetSignal returns one archived signal.
@@ -59,7 +60,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadSignals: _aio.UnaryStreamMultiCallable[_archive_service_pb2.ReadSignalsRequest, _archive_service_pb2.ReadSignalsResponse]  # type: ignore[assignment]
     """ReadSignals streams a master's archived records after a position, in order, as far as they go at this moment.
-    Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest`).
+    Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest` as
+    `epoch:sequence`).
     """
     GetSignal: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.GetSignalRequest, _archive_service_pb2.GetSignalResponse]  # type: ignore[assignment]
     """GetSignal returns one archived signal.
@@ -82,7 +84,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_archive_service_pb2.ReadSignalsResponse], _abc.AsyncIterator[_archive_service_pb2.ReadSignalsResponse]]:
         """ReadSignals streams a master's archived records after a position, in order, as far as they go at this moment.
-        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest`).
+        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest` as
+        `epoch:sequence`).
         """
 
     @_abc_1.abstractmethod

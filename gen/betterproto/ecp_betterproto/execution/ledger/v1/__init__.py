@@ -2220,7 +2220,8 @@ class ArchiveServiceStub:
     def read_signals(self, message: "ReadSignalsRequest") -> "Iterator[ReadSignalsResponse]":
         """
         ReadSignals streams a master's archived records after a position, in order, as far as they go at this moment.
-        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest`).
+        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest` as
+        `epoch:sequence`).
         """
 
         yield from self._channel.unary_stream(
@@ -2276,7 +2277,8 @@ class ArchiveServiceAsyncStub(betterproto2_grpclib.ServiceStub):
     ) -> "AsyncIterator[ReadSignalsResponse]":
         """
         ReadSignals streams a master's archived records after a position, in order, as far as they go at this moment.
-        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest`).
+        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (the position is not in the archive any more; ErrorInfo.metadata has `oldest` as
+        `epoch:sequence`).
         """
 
         async for response in self._unary_stream(
