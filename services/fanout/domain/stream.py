@@ -115,6 +115,9 @@ class Stream:
         self._complete_at_us = now_us
         self._was_complete = False
         self._unacknowledged_since_us = 0
+        if self.positions:
+            # Before any signal: one who begins now learns where that is.
+            self._control.append(progress_message(self.positions, now_us))
         for cursor in cursors:
             if cursor.pause is not Pause.NONE:
                 self._tell_pause(cursor, "the subscription is paused", now_us)

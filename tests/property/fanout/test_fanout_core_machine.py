@@ -373,6 +373,9 @@ class FanoutMachine(RuleBasedStateMachine):
             places = self.world.histories[master].places
             positions[master] = self.log_of(master).head if back < 0 else places[-1 - back % len(places)]
         model = self.open(positions, pause)
+        if model is not None and back < 0:
+            # It said no position: the stream must, before anything else.
+            model.held = dict.fromkeys(masters)
         if model is not None and reads:
             self.pump_dry(model)
         return model or multiple()

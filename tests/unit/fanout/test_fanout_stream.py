@@ -33,6 +33,13 @@ FOREVER = 10**18
 
 
 def stream_of(logs: Logs, *masters: int, pause: Pause = Pause.NONE, **limits: int) -> Stream:
+    """A stream that has told where it begins."""
+    stream = new_stream_of(logs, *masters, pause=pause, **limits)
+    assert names([stream._control.pop(0)]) == ["progress"]
+    return stream
+
+
+def new_stream_of(logs: Logs, *masters: int, pause: Pause = Pause.NONE, **limits: int) -> Stream:
     cursors: list[Cursor] = []
     for master in masters or (1,):
         cursor = Cursor(logs.log(master), subscription_id=f"s{master}", pause=pause)
@@ -49,6 +56,21 @@ def stream_of(logs: Logs, *masters: int, pause: Pause = Pause.NONE, **limits: in
 def wake(stream: Stream) -> None:
     for cursor in stream.cursors.values():
         stream.wake(cursor)
+
+
+def test_a_stream_tells_first_where_it_begins() -> None:
+    """Also when signals came before its first turn: one who begins now holds nothing that they could follow."""
+    logs = Logs()
+    logs.take(signals_run(1, 3))
+    cursor = Cursor(logs.log())
+    cursor.start(logs.log().head)
+    stream = Stream(1, Reader("u", "l", FOREVER), [cursor], StreamLimits(10_000, 100, 1.0), now_us=NOW)
+    logs.take(signals_run(4, 2))
+    wake(stream)
+    messages = stream.next_messages(NOW)
+    assert names(messages) == ["progress", "signals"]
+    assert event(messages[0]).progress.positions[0].position.sequence == 3
+    assert sequences(messages) == [4, 5]
 
 
 def test_what_gathered_comes_in_one_message_also_of_several_masters() -> None:
