@@ -159,6 +159,12 @@ def checkpoint_body(snapshot: bytes, account: bytes) -> bytes:
 
 
 def parse_checkpoint(body: bytes) -> tuple[bytes, bytes]:
-    """Snapshot and account of a CHECKPOINT's body."""
+    """Snapshot and account of a CHECKPOINT's body.
+
+    Raises:
+        ValueError: it is too short to be one.
+    """
+    if len(body) < _BODY_LENGTH.size:
+        raise ValueError("a checkpoint without a body")
     (length,) = _BODY_LENGTH.unpack_from(body)
     return body[4 : 4 + length], body[4 + length :]

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from ecp_client.account import Account
 from ecp_client.books import Book
 from ecp_client.errors import JournalError
@@ -75,11 +77,11 @@ def _take_snapshot(known: Recovered, entry: Entry) -> None:
 
 
 def _take_checkpoint(known: Recovered, entry: Entry) -> None:
-    serialized, account = parse_checkpoint(entry.body)
     try:
+        serialized, account = parse_checkpoint(entry.body)
         known.mirror = Book.from_snapshot(Snapshot.FromString(serialized))
         known.account = Account.from_json(account)
-    except ValueError as error:
+    except (DecodeError, ValueError) as error:
         raise JournalError(f"the checkpoint of master {entry.master_id} cannot be read: {error}") from error
     known.withheld = bool(entry.kind & WITHHELD)
     known.degraded_at = entry.previous if entry.kind & DEGRADED else None
