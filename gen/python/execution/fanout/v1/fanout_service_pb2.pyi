@@ -250,7 +250,10 @@ Global___Signals: _TypeAlias = Signals  # noqa: Y015
 
 @_typing.final
 class Gap(_message.Message):
-    """Gap names positions that will not come on this stream."""
+    """Gap names positions that will not come on this stream.
+
+    The start of a new epoch that lost nothing is told as one too: from, to and resume_after are then the same position.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

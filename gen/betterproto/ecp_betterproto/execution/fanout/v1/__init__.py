@@ -192,6 +192,8 @@ default_message_pool.register_message("execution.fanout.v1", "FromSnapshot", Fro
 class Gap(betterproto2.Message):
     """
     Gap names positions that will not come on this stream.
+
+    The start of a new epoch that lost nothing is told as one too: from, to and resume_after are then the same position.
     """
 
     master_id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
