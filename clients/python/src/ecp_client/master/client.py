@@ -102,8 +102,9 @@ class Master:
             with contextlib.suppress(TimeoutError, ClientError):
                 await self.wait_all_acknowledged(self.settings.close_timeout_seconds)
         self._closing = True
-        self._connecting.close()
-        await self._stop_tasks()
+        is_leaving = self._connecting.close()
+        await self._stop_tasks(self.settings.close_timeout_seconds if is_leaving else 0.0)
+        self._connecting.ended()
         self._waiters.close()
         await asyncio.to_thread(self._outbox.close)
 
@@ -237,19 +238,16 @@ class Master:
             # A fault of this library: it must be seen, and nobody may wait for what will not come.
             logger.exception("master %d: the client failed", self.settings.master_id)
             end = End(Outlook.FATAL, "the client failed; see the log")
-        self._connecting.failed()
+        self._connecting.ended()
         if not self._closing:
             self._waiters.fail(LoginRefusedError(end.code, end.reason))
 
-    async def _stop_tasks(self) -> None:
-        if self._runner is not None:
-            done, _ = await asyncio.wait((self._runner,), timeout=self.settings.close_timeout_seconds)
-            if not done:
-                self._runner.cancel()
+    async def _stop_tasks(self, patience_seconds: float) -> None:
+        if self._runner is not None and patience_seconds:
+            await asyncio.wait((self._runner,), timeout=patience_seconds)
         for task in (self._runner, self._syncer):
-            if task is not None and task is not asyncio.current_task():
-                if task is self._syncer:
-                    task.cancel()
+            if task is not None:
+                task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 

@@ -88,18 +88,20 @@ class Connecting:
         self._opened_at = time.monotonic()
         self._opened.set()
 
-    def failed(self) -> None:
+    def ended(self) -> None:
         """Nothing will be connected any more."""
         self.state = MasterState.STOPPED if self._closing else MasterState.FAILED
 
-    def close(self) -> None:
-        """Says goodbye; `run` returns soon."""
+    def close(self) -> bool:
+        """Says goodbye, if somebody listens: then `run` returns when the server has answered. Whether one does."""
         self._closing = True
         self._wake.set()
-        if self.connection is not None:
-            if self.connection.session is not None:
-                self.connection.session.say_bye("closing")
-            self.connection.flush()
+        connection = self.connection
+        if connection is None or connection.session is None or self.state is not MasterState.OPEN:
+            return False
+        connection.session.say_bye("closing")
+        connection.flush()
+        return True
 
     def set_license_token(self, token: str) -> None:
         """Uses another license from the next login on, which is now if the last one was refused."""
