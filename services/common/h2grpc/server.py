@@ -25,6 +25,7 @@ from services.common.rpc import Registration
 
 _log = logging.getLogger(__name__)
 
+_TLS_SHUTDOWN_SECONDS: Final = 1.0
 _BACKLOG: Final = 4_096
 _CANCELLATION_SECONDS: Final = 5.0
 _ROUNDS_PER_SECOND: Final = 10
@@ -138,6 +139,8 @@ async def _listen(shared: Serving, settings: Http2Settings) -> asyncio.Server:
         ssl=context,
         backlog=_BACKLOG,
         ssl_handshake_timeout=None if context is None else settings.http2_handshake_seconds_max,
+        # A peer that does not say goodbye must not hold up the end of the process.
+        ssl_shutdown_timeout=None if context is None else _TLS_SHUTDOWN_SECONDS,
     )
 
 
