@@ -18,7 +18,7 @@ from ecp_client.clock import ServerClock
 from ecp_client.disk import FsyncPolicy
 from ecp_client.master import Acknowledged, MasterSettings, Outbox, OutboxSettings, SignalRefused, events
 from ecp_client.master.delivery import Delivery
-from ecp_client.master.endings import Outlook
+from ecp_client.master.endings import PROTOCOL, Outlook
 from ecp_client.master.handshake import Identity
 from ecp_client.master.session import MasterSession
 from ecp_client.master.snapshots import Snapshots
@@ -219,6 +219,7 @@ class MasterDelivery(RuleBasedStateMachine):
             self.feed()
         else:
             assert self.session.end.outlook in (Outlook.RETRY, Outlook.AGAIN), self.session.end
+            assert self.session.end.code != PROTOCOL, self.session.end
             self.session = None
 
     def take_event(self, event: events.MasterEvent) -> None:

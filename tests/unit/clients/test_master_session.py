@@ -114,8 +114,8 @@ class TestLogin:
             (pb.REJECT_CODE_LICENSE_EXPIRED, Outlook.REFUSED),
             (pb.REJECT_CODE_LICENSE_REVOKED, Outlook.REFUSED),
             (pb.REJECT_CODE_UNSUPPORTED_VERSION, Outlook.FATAL),
-            (pb.REJECT_CODE_MALFORMED, Outlook.RETRY),
-            (pb.REJECT_CODE_TOO_LARGE, Outlook.RETRY),
+            (pb.REJECT_CODE_MALFORMED, Outlook.REFUSED),
+            (pb.REJECT_CODE_TOO_LARGE, Outlook.REFUSED),
             (pb.REJECT_CODE_TOO_MANY_CONNECTIONS, Outlook.RETRY),
             (pb.REJECT_CODE_UNAVAILABLE, Outlook.RETRY),
             (pb.REJECT_CODE_FENCED, Outlook.FENCED),
@@ -291,6 +291,17 @@ class TestGoingBack:
         refused = [event.sequence for event in peer.events() if isinstance(event, events.SignalRefused)]
         assert refused == [1, 2]
 
+    def test_the_head_of_a_refused_batch_may_be_refused_later(self, peer: Peer) -> None:
+        """The log fails before it has the head: the batch gets a second Reject, and what is behind it a GAP each."""
+        peer.send_signals(4)
+        peer.reject(pb.REJECT_CODE_STALE, 3)
+        peer.send_signals(2)
+        peer.reject(pb.REJECT_CODE_UNAVAILABLE, 1)
+        peer.reject(pb.REJECT_CODE_GAP, 3, expected=1)
+        peer.reject(pb.REJECT_CODE_GAP, 4, expected=1)
+        assert peer.session.end is None
+        assert (peer.session.next_sequence, peer.session.in_flight) == (1, 0)
+
     def test_a_real_gap_goes_back_to_the_expected_sequence(self, peer: Peer) -> None:
         peer.send_signals(2)
         peer.ack(2)
@@ -452,9 +463,12 @@ class TestEnds:
         assert peer.session.end is not None
         assert peer.session.state is SessionState.CLOSED
 
-    def test_a_server_frame_of_a_later_version_ends_the_session(self, peer: Peer) -> None:
-        peer.session.receive_data(b"\x00\x00\x00\x02\xd2\x05", peer.now_us)
-        assert peer.session.end is not None
+    def test_a_server_frame_of_a_later_version_is_passed_over(self, peer: Peer) -> None:
+        peer.session.receive_data(b"\x00\x00\x00\x03\xd2\x05\x00", peer.now_us)
+        assert peer.session.end is None
+        peer.send_signals(1)
+        peer.ack(1)
+        assert peer.session.acknowledged == 1
 
     def test_frames_may_come_byte_by_byte(self) -> None:
         peer = Peer()

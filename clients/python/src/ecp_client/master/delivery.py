@@ -17,6 +17,9 @@ from execution.common.v1 import position_pb2
 
 logger = logging.getLogger("ecp_client.master")
 
+# Other refusals of a snapshot would come again; the next one is sent when it is due.
+RETRYABLE_SNAPSHOTS = frozenset(("RATE_LIMITED", "UNAVAILABLE", "DRAINING"))
+
 
 @dataclasses.dataclass(slots=True)
 class MasterStats:
@@ -66,7 +69,10 @@ class Delivery:
             elif isinstance(event, events.SnapshotRequested):
                 self._snapshots.request()
             elif isinstance(event, events.SnapshotRefused):
-                self._snapshots.refused(monotonic_us())
+                if event.code in RETRYABLE_SNAPSHOTS:
+                    self._snapshots.refused(monotonic_us())
+                else:
+                    logger.error("the snapshot was refused: %s %s", event.code, event.message)
             elif isinstance(event, events.SnapshotStored):
                 self.stats.snapshots += 1
             told.append(event)

@@ -16,7 +16,7 @@ class Outlook(enum.Enum):
     AGAIN = enum.auto()
     """Connect again after `End.wait_ms`: nothing is wrong."""
     REFUSED = enum.auto()
-    """Connect again, but rarely: key or license are not accepted until somebody changes something."""
+    """Connect again, but rarely: what we say or who we are is not accepted until somebody changes something."""
     FENCED = enum.auto()
     """Another client uses this identity, or an older connection of this one was late."""
     FATAL = enum.auto()
@@ -24,11 +24,12 @@ class Outlook(enum.Enum):
 
 
 OUTBOX_BEHIND = "OUTBOX_BEHIND"
+PROTOCOL = "PROTOCOL"
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why a session ended, and what to do. `code`: a RejectCode's name, DRAINING, OUTBOX_BEHIND or empty."""
+    """Why a session ended, and what to do. `code`: a RejectCode's name, OUTBOX_BEHIND, PROTOCOL or empty."""
 
     outlook: Outlook
     reason: str
@@ -37,8 +38,8 @@ class End:
 
 
 CLOSING: dict[int, Outlook] = {
-    pb.REJECT_CODE_MALFORMED: Outlook.RETRY,
-    pb.REJECT_CODE_TOO_LARGE: Outlook.RETRY,
+    pb.REJECT_CODE_MALFORMED: Outlook.REFUSED,
+    pb.REJECT_CODE_TOO_LARGE: Outlook.REFUSED,
     pb.REJECT_CODE_UNSUPPORTED_VERSION: Outlook.FATAL,
     pb.REJECT_CODE_BAD_MAC: Outlook.REFUSED,
     pb.REJECT_CODE_UNAUTHENTICATED: Outlook.REFUSED,

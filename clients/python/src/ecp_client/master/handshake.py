@@ -9,6 +9,7 @@ from ecp_client.master.frames import SessionKeys, login_mac, session_keys
 from execution.ingest.v1 import frames_pb2 as pb
 
 VERSION = 1
+# 0 in the Hello means: the same as VERSION.
 VERSION_MIN = 1
 NONCE_BYTES_MIN = 16
 
@@ -41,7 +42,7 @@ def hello(identity: Identity, nonce: bytes) -> pb.ClientFrame:
     return pb.ClientFrame(
         hello=pb.Hello(
             version=VERSION,
-            version_min=VERSION_MIN,
+            version_min=VERSION_MIN if VERSION_MIN < VERSION else 0,
             master_id=identity.master_id,
             key_id=identity.key_id,
             nonce=nonce,

@@ -17,7 +17,7 @@ from ecp_client.backoff import Backoff
 from ecp_client.clock import ServerClock
 from ecp_client.errors import ServerProtocolError
 from ecp_client.master import events
-from ecp_client.master.endings import CLOSING, HOLDING, OUTBOX_BEHIND, End, Outlook, code_name
+from ecp_client.master.endings import CLOSING, HOLDING, OUTBOX_BEHIND, PROTOCOL, End, Outlook, code_name
 from ecp_client.master.flights import Flight, Flights
 from ecp_client.master.frames import (
     GAP_FILL_TAG,
@@ -114,7 +114,7 @@ class MasterSession:
             while self.end is None and (received := self._decoder.next_frame()) is not None:
                 self._receive(received, now_us)
         except ServerProtocolError as error:
-            self._close(End(Outlook.RETRY, str(error)))
+            self._close(End(Outlook.RETRY, str(error), PROTOCOL))
 
     def connection_lost(self, reason: str) -> None:
         """The connection is gone."""
@@ -254,8 +254,9 @@ class MasterSession:
             self._on_drain(received.drain.reconnect_after_ms)
         elif kind == "bye":
             self.connection_lost(f"the server said goodbye: {received.bye.reason}")
-        else:
-            raise ServerProtocolError(f"the server sent {kind or 'an unknown frame'} while {self.state.name}")
+        elif kind is not None:
+            # A frame of a kind that only a later version knows is passed over.
+            raise ServerProtocolError(f"the server sent {kind} while {self.state.name}")
 
     def _on_challenge(self, challenge: pb.Challenge, now_us: int) -> None:
         if not VERSION_MIN <= challenge.version <= VERSION:
@@ -280,6 +281,7 @@ class MasterSession:
             self._close(End(Outlook.AGAIN, reason, OUTBOX_BEHIND))
             return
         self.acknowledged = position.sequence
+        self._flights.acknowledged(position.sequence)
         self.next_sequence = position.sequence + 1
         self._send_up_to = position.sequence + welcome.window
         new_epoch = bool(self._resume.epoch) and position.epoch != self._resume.epoch

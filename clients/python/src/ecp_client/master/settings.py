@@ -53,7 +53,7 @@ class MasterSettings:
     """Reconnects wait a random time up to a limit that doubles from the first value to this one."""
     refused_seconds_max: float = 60.0
     """The same after a refused login; a new license token ends the wait."""
-    fenced_max: int = 5
+    fenced_max: int = 3
     """So many times in a row another login of the same master may take over before this client gives up."""
     snapshot_every_signals: int = 1_000
     """A snapshot is sent after so many signals; 0 is never."""
