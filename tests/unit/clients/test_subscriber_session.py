@@ -296,6 +296,27 @@ class TestFullSync:
         assert fed.track.degraded
         assert fed.run(6, 7) == [6, 7]
 
+    def test_while_full_syncs_are_deferred_the_stream_goes_on_degraded(self) -> None:
+        fed = Fed()
+        fed.session.defers_full_syncs = True
+        fed.gap(P(1, 1), P(1, 5))
+        assert fed.track.degraded
+        assert not fed.session.wants_new_stream
+        assert fed.run(6, 7) == [6, 7]
+        assert fed.session.misses_something
+        assert fed.session.ask_for_full_sync()
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+
+    def test_while_full_syncs_are_deferred_what_follows_a_pause_is_taken(self) -> None:
+        fed = Fed()
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        fed.gap(P(1, 1), P(1, 4), position_pb2.GAP_REASON_WITHHELD)
+        assert not fed.session.misses_something
+        fed.session.defers_full_syncs = True
+        fed.state(pb.SUBSCRIPTION_STATE_SYNCED)
+        assert fed.run(5, 6) == [5, 6]
+        assert fed.session.misses_something
+
     def test_nothing_is_asked_for_when_nothing_is_missing(self) -> None:
         assert not Fed().session.ask_for_full_sync()
 

@@ -50,7 +50,7 @@ class StreamEnded:
     """The stream ended; the client opens another one by itself unless `is_final`."""
 
     code: str
-    """gRPC status code, such as UNAVAILABLE."""
+    """gRPC status code, such as UNAVAILABLE; JUMPED for a stream that left out signals."""
     reason: str
     is_final: bool = False
 

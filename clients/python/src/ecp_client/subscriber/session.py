@@ -134,6 +134,8 @@ class SubscriberSession:
         self.duplicates = 0
         self.jumps = 0
         self.wants_new_stream = False
+        self.defers_full_syncs = False
+        """While set, what misses signals is followed on, degraded: `ask_for_full_sync` asks when the time has come."""
         self._client = client
         self._follows_all = not self.tracks
         self._default_start = default_start
@@ -215,7 +217,7 @@ class SubscriberSession:
 
     def _see_pause(self, track: Track) -> bool:
         """Once a pause is over, the mirror lacks what it withheld: asks for a full sync. Whether it does."""
-        if track.withheld and track.pause is None:
+        if track.withheld and track.pause is None and not self.defers_full_syncs:
             track.wants_snapshot = self.wants_new_stream = True
         return track.wants_snapshot
 
@@ -290,8 +292,8 @@ class SubscriberSession:
 
     def _degrade(self, track: Track, through: Position, reason: str = UNEXPLAINED) -> Degraded:
         track.degraded_at = max(track.degraded_at or BEGINNING, through)
-        track.wants_snapshot = True
-        self.wants_new_stream = True
+        if not self.defers_full_syncs:
+            track.wants_snapshot = self.wants_new_stream = True
         return Degraded(track.master_id, reason)
 
     def _take_snapshot(self, snapshot: snapshot_pb2.Snapshot) -> list[Step]:
@@ -364,12 +366,21 @@ class SubscriberSession:
         seen = GapSeen(track.master_id, first, offer.oldest, "TRIMMED", offer.oldest)
         return [seen, Degraded(track.master_id, "TRIMMED")]
 
+    @property
+    def misses_something(self) -> bool:
+        """Whether some master needs a full sync."""
+        return any(self._misses_something(track) for track in self.tracks.values())
+
     def ask_for_full_sync(self) -> bool:
-        """Asks for a full sync of every master that still misses something; whether there is one."""
+        """Asks for a full sync of every master that misses something; whether there is one."""
         for track in self.tracks.values():
-            if track.degraded and not track.awaits_snapshot and not track.is_cancelled:
+            if self._misses_something(track) and not track.awaits_snapshot:
                 track.wants_snapshot = self.wants_new_stream = True
         return self.wants_new_stream
+
+    def _misses_something(self, track: Track) -> bool:
+        over = track.withheld and track.pause is None
+        return (track.degraded or over) and not track.is_cancelled
 
     # Acknowledging
 

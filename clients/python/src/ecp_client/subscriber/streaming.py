@@ -29,6 +29,8 @@ logger = logging.getLogger("ecp_client.subscriber")
 
 Call = aio.UnaryStreamCall[pb.SubscribeRequest, pb.SubscribeResponse]
 ACKNOWLEDGED_MAX = 100
+WATCH_SECONDS = 0.5
+JUMPED = "JUMPED"
 
 
 class Streaming:
@@ -80,7 +82,7 @@ class Streaming:
             end = await self._stream(address)
             self._processor.stream_ended(self._processor.session.stream_ended(end.unavailable))
             self._processor.tell(StreamEnded(end.code, end.reason))
-            if self._processor.stats.messages > messages:
+            if self._processor.stats.messages > messages and end.code != JUMPED:
                 backoff.reset()
                 refused.reset()
             await self._pause(await self._delay(end, backoff, refused))
@@ -124,9 +126,10 @@ class Streaming:
                 if response.HasField("drain"):
                     wait = response.drain.reconnect_after
                     self._drain_wait_ms = wait.seconds * 1_000 + wait.nanos // 1_000_000
+                session.defers_full_syncs = self._heard_at < self._full_sync_at
                 await self._handle(response)
-                if session.wants_new_stream and self._may_restart():
-                    return StreamEnd(Outlook.AGAIN, "CANCELLED", "signals are missing: asking anew")
+                if session.wants_new_stream:
+                    return self._asking_anew()
             return self._ended(stream_end("OK", "the server ended the stream", None))
         except aio.AioRpcError as error:
             return self._ended(_end_of(error))
@@ -146,26 +149,30 @@ class Streaming:
             return StreamEnd(Outlook.AGAIN, end.code, end.reason)
         return end
 
-    def _may_restart(self) -> bool:
-        """Full syncs that do not heal are asked for less and less often; meanwhile the stream goes on."""
-        now = time.monotonic()
-        if now < self._full_sync_at:
-            return False
-        self._full_sync_at = now + self._full_sync.next_delay()
-        return True
+    def _asking_anew(self) -> StreamEnd:
+        if self._processor.session.defers_full_syncs:
+            # Only a stream that jumps without a word is left in spite of that; not too eagerly.
+            return StreamEnd(Outlook.RETRY, JUMPED, "the stream left out signals")
+        self._defer_full_syncs()
+        return StreamEnd(Outlook.AGAIN, "CANCELLED", "signals are missing: asking for them")
+
+    def _defer_full_syncs(self) -> None:
+        """Full syncs that do not heal are asked for less and less often; meanwhile the stream goes on, degraded."""
+        self._full_sync_at = time.monotonic() + self._full_sync.next_delay()
 
     async def _watch(self, call: Call) -> None:
         """Gives up a stream that says nothing, and asks for the full sync of what still misses something."""
         settings = self._settings
         session = self._processor.session
         while True:
-            await asyncio.sleep(min(1.0, settings.silence_seconds_max / 4))
+            await asyncio.sleep(min(WATCH_SECONDS, settings.silence_seconds_max / 4))
             if time.monotonic() - self._heard_at > settings.silence_seconds_max:
                 call.cancel()
                 return
-            if not any(track.degraded for track in session.tracks.values()):
+            if not session.misses_something:
                 self._full_sync.reset()
-            elif self._may_restart() and session.ask_for_full_sync():
+            elif time.monotonic() >= self._full_sync_at and session.ask_for_full_sync():
+                self._defer_full_syncs()
                 self.restart("full sync")
                 return
 
