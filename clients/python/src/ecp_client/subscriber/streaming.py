@@ -81,6 +81,9 @@ class Streaming:
             messages = self._processor.stats.messages
             end = await self._stream(address)
             self._processor.stream_ended(self._processor.session.stream_ended(end.unavailable))
+            if end.unavailable is not None:
+                # The server has just said what it has; what is wanted of it is asked for already.
+                self._defer_full_syncs()
             self._processor.tell(StreamEnded(end.code, end.reason))
             if self._processor.stats.messages > messages and end.code != JUMPED:
                 backoff.reset()
@@ -111,6 +114,7 @@ class Streaming:
         """One stream from its request to its end."""
         self._restart_reason = ""
         session = self._processor.session
+        self._ask_for_full_sync()
         call = self._connected(address).Subscribe(session.request(), metadata=self._metadata())
         self._call = call
         self._heard_at = time.monotonic()
@@ -160,6 +164,14 @@ class Streaming:
         """Full syncs that do not heal are asked for less and less often; meanwhile the stream goes on, degraded."""
         self._full_sync_at = time.monotonic() + self._full_sync.next_delay()
 
+    def _ask_for_full_sync(self) -> bool:
+        """Has the next stream begin with a full sync where one is due; whether one is."""
+        session = self._processor.session
+        if not session.misses_something or time.monotonic() < self._full_sync_at:
+            return False
+        self._defer_full_syncs()
+        return session.ask_for_full_sync()
+
     async def _watch(self, call: Call) -> None:
         """Gives up a stream that says nothing, and asks for the full sync of what still misses something."""
         settings = self._settings
@@ -171,8 +183,7 @@ class Streaming:
                 return
             if not session.misses_something:
                 self._full_sync.reset()
-            elif time.monotonic() >= self._full_sync_at and session.ask_for_full_sync():
-                self._defer_full_syncs()
+            elif self._ask_for_full_sync():
                 self.restart("full sync")
                 return
 
