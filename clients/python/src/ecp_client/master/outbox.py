@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from ecp_client.disk import FileLock, FileLockedError, FsyncPolicy, sync_file, sync_folder
+from ecp_client.disk import FileLock, FileLockedError, FsyncPolicy, sync_file
 from ecp_client.errors import ClosedError, OutboxError, OutboxFullError, OutboxLockedError, SettingsError
 from ecp_client.master.outbox_format import (
     PAYLOAD_BYTES_MAX,
@@ -21,7 +21,7 @@ from ecp_client.master.outbox_format import (
     parse_record,
     record,
 )
-from ecp_client.master.segments import Segment, load_segments, write_segment
+from ecp_client.master.segments import Segment, load_segments, replace_behind, write_segment
 from ecp_client.master.state_file import StateFile
 
 SEQUENCE_MAX = 2**53 - 1
@@ -384,10 +384,7 @@ class Outbox:
             write_segment(self._folder, first + state.move_by, blob, durable=True, name=moved.name)
         if moved.exists():
             self._end_segment()
-            for segment in reversed(self._segments):
-                segment.cut_behind(state.move_after)
-            os.replace(moved, self._folder / f"{first + state.move_by:020d}.segment")
-            sync_folder(self._folder)
+            replace_behind(self._segments, state.move_after, moved, first + state.move_by)
         self._cache.clear()
         self._read_ahead = {}
         self._segments, _ = load_segments(self._folder)

@@ -79,6 +79,14 @@ def write_segment(
     return Segment(path, first)
 
 
+def replace_behind(segments: list[Segment], sequence: int, complete: Path, first: int) -> None:
+    """Removes all records behind `sequence`, and makes the file `complete` the segment that begins at `first`."""
+    for segment in reversed(segments):
+        segment.cut_behind(sequence)
+    os.replace(complete, complete.with_name(f"{first:020d}.segment"))
+    sync_folder(complete.parent)
+
+
 def load_segments(folder: Path) -> tuple[list[Segment], list[str]]:
     """All segments in order of sequence, and what was damaged, for people.
 
