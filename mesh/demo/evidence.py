@@ -89,6 +89,7 @@ def _subscriber_book(
     received: dict[int, list[Position]] = {master_id: [] for master_id in subscriber.master_ids}
     refused: defaultdict[int, set[Position]] = defaultdict(set)
     gaps: list[ToldGap] = []
+    full_syncs: list[ToldGap] = []
     late_openings = 0
     too_late_us = PAUSE_REACHES_US_MAX + (sys.maxsize if paused_at_us is None else paused_at_us)
     for entry in read_journal(folder / name / "journal"):
@@ -101,6 +102,9 @@ def _subscriber_book(
         elif entry.entry_type is EntryType.GAP:
             after = (entry.previous.epoch, entry.previous.sequence + 1)
             gaps.append(ToldGap(entry.master_id, after, at, entry.kind))
+        elif entry.entry_type is EntryType.SNAPSHOT:
+            after = (entry.previous.epoch, entry.previous.sequence + 1)
+            full_syncs.append(ToldGap(entry.master_id, after, at, 0))
     holdings = _read_json(folder / name / "holdings.json")
     return SubscriberBook(
         name=name,
@@ -111,6 +115,7 @@ def _subscriber_book(
         received=received,
         refused={master_id: frozenset(positions) for master_id, positions in refused.items()},
         gaps=gaps,
+        full_syncs=full_syncs,
         holdings={master_id: _holdings(holdings[str(master_id)]) for master_id in subscriber.master_ids},
     )
 

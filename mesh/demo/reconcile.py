@@ -62,7 +62,8 @@ class ToldGap:
 class SubscriberBook:
     """A subscriber's own books: what came, in order, what it refused, what it was told is missing, what it holds.
 
-    late_openings counts signals that open risk and came long after the subscriber was paused.
+    full_syncs are the positions that a snapshot stood for. late_openings counts signals that open risk and came long
+    after the subscriber was paused.
     """
 
     name: str
@@ -73,6 +74,7 @@ class SubscriberBook:
     received: Mapping[int, list[Position]]
     refused: Mapping[int, frozenset[Position]]
     gaps: list[ToldGap]
+    full_syncs: list[ToldGap]
     holdings: Mapping[int, Holdings]
 
 
@@ -102,6 +104,7 @@ class Reconciliation:
     missing: int = 0
     unordered: int = 0
     withheld: int = 0
+    resynced: int = 0
     unexplained_gaps: int = 0
     mismatched_positions: int = 0
     compared_positions: int = 0
@@ -169,12 +172,14 @@ def _compare_stream(
     label = f"{subscriber.name} of {master.name}"
     logged = evidence.log.get(master.master_id, [])
     withheld = _explain_gaps(label, subscriber, master, evidence, found)
-    expected = [entry.position for entry in logged if entry.position not in withheld]
+    resynced = _explain_full_syncs(label, subscriber, master, logged, found) - withheld
+    expected = [entry.position for entry in logged if entry.position not in withheld | resynced]
     received = subscriber.received[master.master_id]
     counts = Counter(received)
     found.expected += len(expected)
     found.received += len(counts)
     found.withheld += len(withheld)
+    found.resynced += len(resynced)
     _count(label, "received twice", (p for p, count in counts.items() if count > 1), found, "duplicates")
     _count(label, "never received", (p for p in expected if p not in counts), found, "missing")
     stray = counts.keys() - set(expected)
@@ -182,7 +187,10 @@ def _compare_stream(
     if received != sorted(received):
         found.unordered += 1
         found.differ(f"{label}: received out of order")
-    _compare_holdings(label, subscriber, master, logged, withheld, found)
+    if resynced:
+        _compare_after_full_sync(label, subscriber, master, found)
+    else:
+        _compare_holdings(label, subscriber, master, logged, withheld, found)
 
 
 def _count(label: str, what: str, positions: Iterable[Position], found: Reconciliation, counter: str) -> None:
@@ -211,6 +219,34 @@ def _explain_gaps(
                 f"{label}: the gap {gap.first} to {gap.last} (reason {gap.reason}) has no explanation"
             )
     return frozenset(withheld)
+
+
+def _explain_full_syncs(
+    label: str,
+    subscriber: SubscriberBook,
+    master: MasterBook,
+    logged: list[LoggedSignal],
+    found: Reconciliation,
+) -> frozenset[Position]:
+    """The positions that snapshots stood for; only who was paused, and so lacks signals, may need one here."""
+    syncs = [sync for sync in subscriber.full_syncs if sync.master_id == master.master_id]
+    covered = frozenset(e.position for e in logged if any(sync.covers(e.position) for sync in syncs))
+    if covered and not subscriber.was_paused:
+        found.differ(f"{label}: needed a full sync over {len(covered)} signals and was never paused")
+    return covered
+
+
+def _compare_after_full_sync(
+    label: str, subscriber: SubscriberBook, master: MasterBook, found: Reconciliation
+) -> None:
+    """Who was paused may hold less than the master, never anything else or more."""
+    most = Holdings.of_snapshot(master.account).scaled(subscriber.volume_percent).positions
+    for ticket, (side, volume) in subscriber.holdings[master.master_id].positions.items():
+        most_side, most_volume = most.get(ticket, (side, 0))
+        found.compared_positions += 1
+        if side != most_side or volume > most_volume:
+            found.mismatched_positions += 1
+            found.differ(f"{label}: position {ticket}: holds {(side, volume)}, at most {most.get(ticket)}")
 
 
 def _compare_holdings(

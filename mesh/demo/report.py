@@ -77,6 +77,7 @@ class Report:
                 "missing": found.missing,
                 "unordered": found.unordered,
                 "withheld": found.withheld,
+                "resynced": found.resynced,
             },
             "gaps": {"unexplained": found.unexplained_gaps},
             "positions": {"compared": found.compared_positions, "mismatched": found.mismatched_positions},
@@ -101,6 +102,7 @@ class Report:
             ("… received, each once and in order", found.received),
             ("… missing, doubled, out of order", f"{found.missing}, {found.duplicates}, {found.unordered}"),
             ("… withheld from paused subscribers", found.withheld),
+            ("… covered by a full sync after a pause", found.resynced),
             ("gaps without an explanation", found.unexplained_gaps),
             (
                 "positions compared, and mismatched",

@@ -47,6 +47,7 @@ def sound_evidence(*, refuse: bool = False, withhold: bool = False) -> Evidence:
         received={MASTER: [entry.position for entry in log if entry.position not in withheld]},
         refused={MASTER: refused},
         gaps=[ToldGap(MASTER, at, at, position_pb2.GAP_REASON_WITHHELD) for at in withheld],
+        full_syncs=[],
         holdings={MASTER: follow(steps).scaled(50)},
     )
     master = MasterBook(
@@ -156,6 +157,28 @@ def store_an_old_snapshot(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, snapshots={MASTER: snapshot_pb2.Snapshot()})
 
 
+def resync_without_a_pause(evidence: Evidence) -> Evidence:
+    kept = received(evidence)
+    return with_subscriber(
+        evidence,
+        full_syncs=[ToldGap(MASTER, kept[10], kept[19], 0)],
+        received={MASTER: kept[:10] + kept[20:]},
+    )
+
+
+def hold_more_after_a_full_sync(evidence: Evidence) -> Evidence:
+    synced = resync_without_a_pause(hold_what_is_closed(evidence))
+    return with_subscriber(synced, was_paused=True)
+
+
+def test_a_full_sync_after_a_pause_explains_what_it_covers() -> None:
+    evidence = with_subscriber(resync_without_a_pause(sound_evidence()), was_paused=True)
+    found = reconcile(evidence)
+    assert found.differences == []
+    assert found.resynced == 10
+    assert found.expected == found.received == found.acknowledged - 10
+
+
 def unbalance(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, ledger_balanced=False)
 
@@ -177,6 +200,8 @@ def unbalance(evidence: Evidence) -> Evidence:
         (hold_what_is_closed, "mismatched_positions"),
         (store_an_old_snapshot, None),
         (open_after_the_pause, None),
+        (resync_without_a_pause, None),
+        (hold_more_after_a_full_sync, "mismatched_positions"),
         (unbalance, None),
     ],
 )
