@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,9 @@ async def collect(
         archive=archive,
         snapshots=snapshots,
         subscribers=[
-            await asyncio.to_thread(_subscriber_book, folder / "subscribers", one, paused.get(one.user_id))
+            await asyncio.to_thread(
+                _subscriber_book, folder / "subscribers", one, paused.get(one.user_id), log
+            )
             for one in subscribers
         ],
         ledger_balanced=balanced,
@@ -83,7 +84,7 @@ def _master_book(folder: Path, master: MasterCredentials) -> MasterBook:
 
 
 def _subscriber_book(
-    folder: Path, subscriber: SubscriberCredentials, paused_at_us: int | None
+    folder: Path, subscriber: SubscriberCredentials, paused_at_us: int | None, log: LogContent
 ) -> SubscriberBook:
     name = subscriber.role.name
     received: dict[int, list[Position]] = {master_id: [] for master_id in subscriber.master_ids}
@@ -91,12 +92,12 @@ def _subscriber_book(
     gaps: list[ToldGap] = []
     full_syncs: list[ToldGap] = []
     late_openings = 0
-    too_late_us = PAUSE_REACHES_US_MAX + (sys.maxsize if paused_at_us is None else paused_at_us)
+    too_late = _openings_after(log, subscriber, paused_at_us)
     for entry in read_journal(folder / name / "journal"):
         at: Position = (entry.position.epoch, entry.position.sequence)
         if entry.entry_type is EntryType.SIGNAL:
             received[entry.master_id].append(at)
-            late_openings += entry.kind in OPENING and entry.received_at_us > too_late_us
+            late_openings += (entry.master_id, at) in too_late
             if entry.action == Action.SKIP and entry.kind in OPENING and entry.reason in PROTECTIONS:
                 refused[entry.master_id].add(at)
         elif entry.entry_type is EntryType.GAP:
@@ -118,6 +119,20 @@ def _subscriber_book(
         full_syncs=full_syncs,
         holdings={master_id: _holdings(holdings[str(master_id)]) for master_id in subscriber.master_ids},
     )
+
+
+def _openings_after(
+    log: LogContent, subscriber: SubscriberCredentials, paused_at_us: int | None
+) -> set[tuple[int, Position]]:
+    """What the log took so long after the pause that fanout must have known of it."""
+    if paused_at_us is None:
+        return set()
+    return {
+        (master_id, entry.position)
+        for master_id in subscriber.master_ids
+        for entry in log.signals.get(master_id, ())
+        if entry.signal.kind in OPENING and entry.logged_at_us > paused_at_us + PAUSE_REACHES_US_MAX
+    }
 
 
 def _holdings(book: dict[str, Any]) -> Holdings:

@@ -27,11 +27,12 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class LoggedSignal:
-    """One signal as a store holds it; digest is of its content."""
+    """One signal as a store holds it; digest is of its content; the archive leaves logged_at_us out."""
 
     position: Position
     digest: bytes
     signal: signal_pb2.Signal
+    logged_at_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class ToldGap:
 class SubscriberBook:
     """A subscriber's own books: what came, in order, what it refused, what it was told is missing, what it holds.
 
-    full_syncs are the positions that a snapshot stood for. late_openings counts signals that open risk and came long
-    after the subscriber was paused.
+    full_syncs are the positions that a snapshot stood for. late_openings counts signals that open risk, were
+    logged long after the subscriber was paused, and came nevertheless.
     """
 
     name: str

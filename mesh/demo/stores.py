@@ -76,7 +76,9 @@ class Stores:
             if run.HasField("batch"):
                 for offset, signal in enumerate(run.batch.signals):
                     position = (run.epoch, run.first_sequence + offset)
-                    signals[run.master_id].append(LoggedSignal(position, digest_of(signal), signal))
+                    signals[run.master_id].append(
+                        LoggedSignal(position, digest_of(signal), signal, run.received_at_us)
+                    )
             elif run.HasField("gap"):
                 first, last = (run.epoch, run.first_sequence), (run.epoch, run.last_sequence)
                 gaps[run.master_id].append(ToldGap(run.master_id, first, last, run.gap.reason))
