@@ -173,10 +173,14 @@ class Connection(asyncio.Protocol):
         self._is_closing = True
         self._is_input_paused = False
         self._transport.resume_reading()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()
+        except OSError:
+            # The peer has reset the connection: nobody is left to hear the end.
+            self._transport.abort()
         loop = asyncio.get_running_loop()
         self._linger = loop.call_later(self._door.settings.linger_seconds, self.abort)
 
