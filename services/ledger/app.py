@@ -38,8 +38,10 @@ from services.ledger.store.billing import BillingStore
 from services.ledger.store.licenses import LicenseStore
 from services.ledger.store.masters import MasterStore
 from services.ledger.store.outbox import OutboxStore
+from services.ledger.store.progress import ProgressStore
 from services.ledger.store.sealing import Sealer
 from services.ledger.store.subscriptions import SubscriptionStore
+from services.ledger.store.transitions import TransitionStore
 from services.ledger.store.upkeep import UpkeepStore
 from services.ledger.store.users import UserStore
 
@@ -104,7 +106,7 @@ def _registrations(
         ),
         rpc.registration(
             subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server,
-            SubscriptionServicer(SubscriptionStore(pool)),
+            SubscriptionServicer(SubscriptionStore(pool), ProgressStore(pool), TransitionStore(pool)),
         ),
         rpc.registration(
             billing_service_pb2_grpc.add_BillingServiceServicer_to_server,

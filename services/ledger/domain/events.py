@@ -47,4 +47,17 @@ class TrustChanged:
     version: int
 
 
-LedgerEvent: TypeAlias = SubscriptionChanged | LicenseChanged | SigningKeyChanged | TrustChanged
+@dataclass(frozen=True, slots=True)
+class FullSyncRequested:
+    """A subscription's streams are to be brought in step anew."""
+
+    subscription_id: UUID
+    user_id: UUID
+    master_id: int
+    full_sync: int
+    reason: str
+
+
+LedgerEvent: TypeAlias = (
+    SubscriptionChanged | LicenseChanged | SigningKeyChanged | TrustChanged | FullSyncRequested
+)

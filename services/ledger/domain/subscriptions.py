@@ -60,6 +60,10 @@ class Subscription:
     cancelled_at: datetime | None
     acknowledged: tuple[int, int] = (0, 0)
     sync_state: SyncState = SyncState.UNKNOWN
+    sync_reason: str = ""
+    sync_changed_at: datetime | None = None
+    full_sync_due: int = 0
+    """Number of the full sync that was asked for and is not done; 0 is none."""
 
     @property
     def paused_by(self) -> PausedBy:
@@ -79,7 +83,7 @@ class Subscription:
         Raises:
             FailedPreconditionError: it was cancelled.
         """
-        self._require_active()
+        self.require_active()
         return self._with(operator_pause=Pause(scope, reason))
 
     def resumed(self) -> Subscription:
@@ -88,7 +92,7 @@ class Subscription:
         Raises:
             FailedPreconditionError: it was cancelled.
         """
-        self._require_active()
+        self.require_active()
         return self._with(operator_pause=NO_PAUSE, risk_pause=NO_PAUSE)
 
     def with_risk_pause(self, pause: Pause) -> Subscription:
@@ -113,7 +117,8 @@ class Subscription:
         counts = (changed.pause, changed.paused_by) != (self.pause, self.paused_by)
         return replace(changed, version=self.version + counts)
 
-    def _require_active(self) -> None:
+    def require_active(self) -> None:
+        """Raises FailedPreconditionError when it was cancelled."""
         if self.cancelled_at is not None:
             raise FailedPreconditionError("the subscription was cancelled", reason="SUBSCRIPTION_CANCELLED")
 
@@ -137,16 +142,56 @@ class Entitlement:
     master_id: int
     pause: PauseScope
     version: int
+    full_sync_due: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SyncTransition:
+    """One change of whether a subscriber is in step; without a time it happened now."""
+
+    sync_state: SyncState
+    reason: str
+    changed_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriberPosition:
-    """How far a subscriber has come; None leaves what is stored."""
+    """How far a subscriber has come (None leaves what is stored), and what happened meanwhile, oldest first."""
 
     user_id: UUID
     master_id: int
     acknowledged: tuple[int, int] | None
-    sync_state: SyncState | None
+    transitions: tuple[SyncTransition, ...] = ()
+    full_sync_done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FullSyncFilter:
+    """Which subscriptions are to be brought in step anew; None is any."""
+
+    subscription_id: UUID | None
+    user_id: UUID | None
+    master_id: int | None
+
+
+class TransitionKind(IntEnum):
+    """What a transition is about; numbered as in the contract."""
+
+    CREATED = 1
+    PAUSE = 2
+    SYNC = 3
+    CANCELLED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One line of a subscription's history. The values are SyncStates for SYNC, PauseScopes else."""
+
+    history_id: int
+    changed_at: datetime
+    kind: TransitionKind
+    before: int
+    after: int
     reason: str
 
 

@@ -121,6 +121,7 @@ def identity_to_pb(identity: Identity) -> pb.AuthenticateResponse:
                 master_id=one.master_id,
                 pause=pb.PauseScope.ValueType(one.pause),
                 version=one.version,
+                full_sync_due=one.full_sync_due,
             )
             for one in identity.entitlements
         ),

@@ -13,27 +13,39 @@ from services.common.rpc import Context
 from services.ledger.domain import fields, journals
 from services.ledger.domain.subscriptions import (
     NO_PAUSE,
+    FullSyncFilter,
     NewSubscription,
     Pause,
     PauseScope,
     SubscriberPosition,
     Subscription,
     SyncState,
+    SyncTransition,
+    Transition,
+    TransitionKind,
     TrustDecision,
 )
 from services.ledger.servicer import convert
+from services.ledger.store.progress import ProgressStore
 from services.ledger.store.subscriptions import SubscriptionStore
+from services.ledger.store.transitions import TransitionStore
 
 REASON_CHARACTERS_MAX = 200
 TRUST_REASON_CHARACTERS_MAX = 500
+FULL_SYNC_REASON_CHARACTERS_MAX = 150
 POSITIONS_MAX = 10_000
+TRANSITIONS_MAX = 32
 
 
 class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServicer):
     """See the contract."""
 
-    def __init__(self, store: SubscriptionStore) -> None:
-        self._subscriptions = store
+    def __init__(
+        self, subscriptions: SubscriptionStore, progress: ProgressStore, transitions: TransitionStore
+    ) -> None:
+        self._subscriptions = subscriptions
+        self._progress = progress
+        self._transitions = transitions
 
     async def CreateSubscription(
         self, request: pb.CreateSubscriptionRequest, context: Context
@@ -93,8 +105,31 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     ) -> pb.RecordPositionsResponse:
         """See the contract."""
         positions = positions_from_pb(request)
-        recorded = await self._subscriptions.record_positions(positions)
+        recorded = await self._progress.record(positions)
         return pb.RecordPositionsResponse(recorded=recorded, unknown=len(positions) - recorded)
+
+    async def RequestFullSync(
+        self, request: pb.RequestFullSyncRequest, context: Context
+    ) -> pb.RequestFullSyncResponse:
+        """See the contract."""
+        wanted, reason = full_sync_from_pb(request)
+        if wanted.subscription_id is not None:
+            (await self._subscriptions.get(wanted.subscription_id)).require_active()
+        page = await self._progress.ask_for_full_syncs(wanted, reason, convert.page_of(request))
+        asked = await self._subscriptions.get_many(page.items)
+        return pb.RequestFullSyncResponse(
+            subscriptions=map(subscription_to_pb, asked), next_page_token=page.next_token
+        )
+
+    async def ListTransitions(
+        self, request: pb.ListTransitionsRequest, context: Context
+    ) -> pb.ListTransitionsResponse:
+        """See the contract."""
+        subscription_id = fields.uuid_of(request.subscription_id, "subscription_id")
+        page = await self._transitions.page(subscription_id, convert.page_of(request))
+        return pb.ListTransitionsResponse(
+            transitions=map(transition_to_pb, page.items), next_page_token=page.next_token
+        )
 
     async def ApplyTrust(self, request: pb.ApplyTrustRequest, context: Context) -> pb.ApplyTrustResponse:
         """See the contract."""
@@ -151,12 +186,6 @@ def positions_from_pb(request: pb.RecordPositionsRequest) -> Sequence[Subscriber
 
 
 def _position_from_pb(message: pb.SubscriberPosition, field: str) -> SubscriberPosition:
-    try:
-        state = SyncState(message.sync_state)
-    except ValueError as error:
-        raise InvalidInputError.of_field(
-            f"{field}.sync_state", f"{message.sync_state} is not known"
-        ) from error
     acknowledged = None
     if message.HasField("acknowledged"):
         position = message.acknowledged
@@ -165,11 +194,60 @@ def _position_from_pb(message: pb.SubscriberPosition, field: str) -> SubscriberP
         fields.uuid_of(message.user_id, f"{field}.user_id"),
         fields.master_id_of(message.master_id, f"{field}.master_id"),
         acknowledged,
-        None if state is SyncState.UNKNOWN else state,
-        fields.text_of(
-            message.reason, f"{field}.reason", characters_min=0, characters_max=REASON_CHARACTERS_MAX
-        ),
+        _transitions_from_pb(message, field),
+        fields.between(message.full_sync_done, 0, fields.INT64_MAX, f"{field}.full_sync_done"),
     )
+
+
+def _transitions_from_pb(message: pb.SubscriberPosition, field: str) -> tuple[SyncTransition, ...]:
+    if len(message.transitions) > TRANSITIONS_MAX:
+        raise InvalidInputError.of_field(f"{field}.transitions", f"are more than {TRANSITIONS_MAX}")
+    if message.transitions:
+        return tuple(
+            _sync_transition_from_pb(one, f"{field}.transitions[{number}]")
+            for number, one in enumerate(message.transitions)
+        )
+    single = pb.SyncTransition(sync_state=message.sync_state, reason=message.reason)
+    one = _sync_transition_from_pb(single, field, may_be_unknown=True)
+    return () if one.sync_state is SyncState.UNKNOWN else (one,)
+
+
+def _sync_transition_from_pb(
+    message: pb.SyncTransition, field: str, *, may_be_unknown: bool = False
+) -> SyncTransition:
+    try:
+        state = SyncState(message.sync_state)
+    except ValueError as error:
+        raise InvalidInputError.of_field(
+            f"{field}.sync_state", f"{message.sync_state} is not known"
+        ) from error
+    if state is SyncState.UNKNOWN and not may_be_unknown:
+        raise InvalidInputError.of_field(f"{field}.sync_state", "is required")
+    reason = fields.text_of(
+        message.reason, f"{field}.reason", characters_min=0, characters_max=REASON_CHARACTERS_MAX
+    )
+    changed_at = None
+    if message.HasField("changed_at"):
+        changed_at = convert.datetime_of(message.changed_at, f"{field}.changed_at")
+    return SyncTransition(state, reason, changed_at)
+
+
+def full_sync_from_pb(request: pb.RequestFullSyncRequest) -> tuple[FullSyncFilter, str]:
+    """Which subscriptions, and why.
+
+    Raises:
+        InvalidInputError: a field is wrong, or there is no filter at all.
+    """
+    one, user = request.subscription_id, request.user_id
+    wanted = FullSyncFilter(
+        fields.uuid_of(one, "subscription_id") if one else None,
+        fields.uuid_of(user, "user_id") if user else None,
+        fields.master_id_of(request.master_id) if request.master_id else None,
+    )
+    if wanted == FullSyncFilter(None, None, None):
+        raise InvalidInputError.of_field("subscription_id", "or user_id or master_id is required")
+    reason = fields.text_of(request.reason, "reason", characters_max=FULL_SYNC_REASON_CHARACTERS_MAX)
+    return wanted, f"a full sync was asked for: {reason}"
 
 
 def trust_decision_from_pb(request: pb.ApplyTrustRequest) -> TrustDecision:
@@ -203,7 +281,26 @@ def subscription_to_pb(subscription: Subscription) -> pb.Subscription:
         version=subscription.version,
         created_at=convert.timestamp_to_pb(subscription.created_at),
         cancelled_at=convert.optional_timestamp_to_pb(subscription.cancelled_at),
+        sync_reason=subscription.sync_reason,
+        sync_changed_at=convert.optional_timestamp_to_pb(subscription.sync_changed_at),
+        full_sync_due=subscription.full_sync_due,
     )
+
+
+def transition_to_pb(transition: Transition) -> pb.SubscriptionTransition:
+    """One line of the history as message."""
+    message = pb.SubscriptionTransition(
+        changed_at=convert.timestamp_to_pb(transition.changed_at),
+        kind=pb.TransitionKind.ValueType(transition.kind),
+        reason=transition.reason,
+    )
+    if transition.kind is TransitionKind.SYNC:
+        message.sync_before = pb.SyncState.ValueType(transition.before)
+        message.sync_after = pb.SyncState.ValueType(transition.after)
+    else:
+        message.pause_before = license_service_pb2.PauseScope.ValueType(transition.before)
+        message.pause_after = license_service_pb2.PauseScope.ValueType(transition.after)
+    return message
 
 
 def _reason_of(text: str) -> str:

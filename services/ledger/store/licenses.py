@@ -155,9 +155,10 @@ class LicenseStore:
 def _entitlements(row: asyncpg.Record) -> tuple[Entitlement, ...]:
     if row["master_ids"] is None:
         return ()
-    columns = zip(row["subscription_ids"], row["master_ids"], row["pauses"], row["versions"], strict=True)
+    names = ("subscription_ids", "master_ids", "pauses", "versions", "full_syncs_due")
     return tuple(
-        Entitlement(one, master, PauseScope(pause), version) for one, master, pause, version in columns
+        Entitlement(one, master, PauseScope(pause), version, full_sync_due)
+        for one, master, pause, version, full_sync_due in zip(*(row[name] for name in names), strict=True)
     )
 
 

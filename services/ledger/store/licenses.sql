@@ -31,14 +31,18 @@ select license_id, user_id, issued_at, expires_at, revoked_at, rotated_from, now
 
 -- name: authenticate
 select l.license_id, l.user_id, l.expires_at, l.revoked_at, now() as read_at,
-       s.subscription_ids, s.master_ids, s.pauses, s.versions
+       s.subscription_ids, s.master_ids, s.pauses, s.versions,
+       s.full_syncs_due
   from ledger.licenses as l
  cross join lateral (
        select array_agg(subscription_id order by master_id) as subscription_ids,
               array_agg(master_id order by master_id) as master_ids,
               array_agg(greatest(operator_pause, risk_pause) order by master_id) as pauses,
-              array_agg(version order by master_id) as versions
+              array_agg(version order by master_id) as versions,
+              array_agg(case when full_sync_asked > full_sync_done then full_sync_asked else 0 end order by master_id)
+                  as full_syncs_due
          from ledger.subscriptions
+         join ledger.subscription_progress using (subscription_id)
         where user_id = l.user_id and cancelled_at is null
        ) as s
  where l.token_sha256 = $1

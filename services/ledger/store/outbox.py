@@ -109,6 +109,8 @@ def _event_to_pb(change: events.LedgerEvent) -> events_pb2.LedgerEvent:
             message.trust_changed.user_id = str(change.user_id)
             message.trust_changed.trust_score = change.trust_score
             message.trust_changed.version = change.version
+        case events.FullSyncRequested():
+            _fill_full_sync(message.full_sync_requested, change)
     return message
 
 
@@ -120,4 +122,12 @@ def _fill_subscription(message: events_pb2.SubscriptionChanged, change: events.S
     message.pause = license_service_pb2.PauseScope.ValueType(subscription.pause.scope)
     message.cancelled = subscription.cancelled_at is not None
     message.version = subscription.version
+    message.reason = change.reason
+
+
+def _fill_full_sync(message: events_pb2.FullSyncRequested, change: events.FullSyncRequested) -> None:
+    message.subscription_id = str(change.subscription_id)
+    message.user_id = str(change.user_id)
+    message.master_id = change.master_id
+    message.full_sync = change.full_sync
     message.reason = change.reason

@@ -21,13 +21,13 @@ from services.ledger.domain.subscriptions import (
     NewSubscription,
     Pause,
     PauseScope,
-    SubscriberPosition,
     Subscription,
     SyncState,
     TrustDecision,
 )
-from services.ledger.store import billing, idempotency, outbox
+from services.ledger.store import billing, idempotency, outbox, transitions
 from services.ledger.store.pages import Page, PageRequest, page_of
+from services.ledger.store.transitions import NewTransition
 
 _LISTING: Final = "subscriptions"
 
@@ -41,30 +41,18 @@ class _Queries:
     insert: str
     insert_progress: str
     get: str
+    get_many: str
     lock: str
     lock_active_of_user: str
     update_many: str
     cancel: str
-    add_history: str
     page: str
     page_of_user: str
     page_of_master: str
     page_of_both: str
-    record_positions: str
 
 
 _queries = sql.bind(_Queries, __package__ or "", "subscriptions.sql")
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """One line of a subscription's history."""
-
-    subscription_id: UUID
-    change: str
-    old_value: int
-    new_value: int
-    reason: str
 
 
 class SubscriptionStore:
@@ -90,8 +78,9 @@ class SubscriptionStore:
                     return await _get(connection, UUID(earlier.result))
                 await _insert(connection, subscription_id, key, new)
                 made = await _get(connection, subscription_id)
-                await _note(
-                    connection, [_Change(subscription_id, "created", 0, made.pause.scope, made.pause.reason)]
+                await transitions.add(
+                    connection,
+                    [NewTransition(subscription_id, "created", 0, made.pause.scope, made.pause.reason)],
                 )
                 await outbox.add(connection, [SubscriptionChanged(made, "created")])
                 return made
@@ -108,6 +97,11 @@ class SubscriptionStore:
         """
         async with self._pool.connection() as connection:
             return await _get(connection, subscription_id)
+
+    async def get_many(self, subscription_ids: Sequence[UUID]) -> tuple[Subscription, ...]:
+        """Those of the subscriptions that there are, in order of their ids."""
+        rows = await self._pool.fetch(_queries.get_many, subscription_ids)
+        return tuple(_subscription(row) for row in rows)
 
     async def page(
         self, user_id: UUID | None, master_id: int | None, request: PageRequest
@@ -162,22 +156,6 @@ class SubscriptionStore:
         """
         return await self._change(subscription_id, reason, lambda s, now: s.cancelled(now))
 
-    async def record_positions(self, positions: Sequence[SubscriberPosition]) -> int:
-        """Stores how far subscribers have come; how many of them have an active subscription. One statement.
-
-        Of one user and master there must be one position at most.
-        """
-        found = await self._pool.fetchval(
-            _queries.record_positions,
-            [one.user_id for one in positions],
-            [one.master_id for one in positions],
-            [one.acknowledged[0] if one.acknowledged else 0 for one in positions],
-            [one.acknowledged[1] if one.acknowledged else 0 for one in positions],
-            [one.sync_state for one in positions],
-            [one.reason for one in positions],
-        )
-        return int(found)
-
     async def apply_trust(self, decision: TrustDecision) -> tuple[bool, tuple[Subscription, ...]]:
         """Sets a user's score and risk's pause of all its subscriptions: whether it was new, and what changed.
 
@@ -218,8 +196,8 @@ class SubscriptionStore:
                 await connection.execute(
                     _queries.cancel, subscription_id, after.cancelled_at, reason, after.version
                 )
-                await _note(
-                    connection, [_Change(subscription_id, "cancelled", before.pause.scope, 0, reason)]
+                await transitions.add(
+                    connection, [NewTransition(subscription_id, "cancelled", before.pause.scope, 0, reason)]
                 )
                 await outbox.add(connection, [SubscriptionChanged(after, reason)])
             else:
@@ -283,28 +261,15 @@ async def _write_pauses(
             [one.version for one in written],
         )
     changed = [(old, new) for old, new in pairs if new.version != old.version]
-    await _note(
+    await transitions.add(
         connection,
         [
-            _Change(new.subscription_id, "pause", old.pause.scope, new.pause.scope, reason)
+            NewTransition(new.subscription_id, "pause", old.pause.scope, new.pause.scope, reason)
             for old, new in changed
         ],
     )
     await outbox.add(connection, [*also, *(SubscriptionChanged(new, reason) for _, new in changed)])
     return tuple(new for _, new in changed)
-
-
-async def _note(connection: pg.Connection, changes: Sequence[_Change]) -> None:
-    if not changes:
-        return
-    await connection.execute(
-        _queries.add_history,
-        [one.subscription_id for one in changes],
-        [one.change for one in changes],
-        [one.old_value for one in changes],
-        [one.new_value for one in changes],
-        [one.reason for one in changes],
-    )
 
 
 async def _get(connection: pg.Connection, subscription_id: UUID) -> Subscription:
@@ -326,4 +291,7 @@ def _subscription(row: asyncpg.Record) -> Subscription:
         cancelled_at=row["cancelled_at"],
         acknowledged=(row["acknowledged_epoch"], row["acknowledged_sequence"]),
         sync_state=SyncState(row["sync_state"]),
+        sync_reason=row["sync_reason"],
+        sync_changed_at=row["sync_changed_at"],
+        full_sync_due=row["full_sync_asked"] if row["full_sync_asked"] > row["full_sync_done"] else 0,
     )

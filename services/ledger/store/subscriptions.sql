@@ -22,15 +22,24 @@ insert into ledger.subscription_progress (subscription_id) values ($1)
 -- name: get
 select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
        s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
-       p.sync_state, now() as read_at
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
   from ledger.subscriptions as s
   join ledger.subscription_progress as p using (subscription_id)
  where s.subscription_id = $1
 
+-- name: get_many
+select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
+       s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
+  from ledger.subscriptions as s
+  join ledger.subscription_progress as p using (subscription_id)
+ where s.subscription_id = any($1::uuid[])
+ order by s.subscription_id
+
 -- name: lock
 select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
        s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
-       p.sync_state, now() as read_at
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
   from ledger.subscriptions as s
   join ledger.subscription_progress as p using (subscription_id)
  where s.subscription_id = $1
@@ -40,7 +49,7 @@ select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_p
 -- Lock order: users before subscriptions, subscriptions in order of their ids.
 select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
        s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
-       p.sync_state, now() as read_at
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
   from ledger.subscriptions as s
   join ledger.subscription_progress as p using (subscription_id)
  where s.user_id = $1 and s.cancelled_at is null
@@ -58,14 +67,10 @@ update ledger.subscriptions as s
 -- name: cancel
 update ledger.subscriptions set cancelled_at = $2, cancel_reason = $3, version = $4 where subscription_id = $1
 
--- name: add_history
-insert into ledger.subscription_history (subscription_id, change, old_value, new_value, reason)
-select * from unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::text[])
-
 -- name: page
 select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
        s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
-       p.sync_state, now() as read_at
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
   from ledger.subscriptions as s
   join ledger.subscription_progress as p using (subscription_id)
  where (s.created_at, s.subscription_id) > ($1, $2)
@@ -75,7 +80,7 @@ select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_p
 -- name: page_of_user
 select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
        s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
-       p.sync_state, now() as read_at
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
   from ledger.subscriptions as s
   join ledger.subscription_progress as p using (subscription_id)
  where (s.created_at, s.subscription_id) > ($1, $2) and s.user_id = $4
@@ -85,7 +90,7 @@ select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_p
 -- name: page_of_master
 select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
        s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
-       p.sync_state, now() as read_at
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
   from ledger.subscriptions as s
   join ledger.subscription_progress as p using (subscription_id)
  where (s.created_at, s.subscription_id) > ($1, $2) and s.master_id = $4
@@ -95,49 +100,9 @@ select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_p
 -- name: page_of_both
 select s.subscription_id, s.user_id, s.master_id, s.operator_pause, s.operator_pause_reason, s.risk_pause,
        s.risk_pause_reason, s.version, s.created_at, s.cancelled_at, p.acknowledged_epoch, p.acknowledged_sequence,
-       p.sync_state, now() as read_at
+       p.sync_state, p.sync_reason, p.sync_changed_at, p.full_sync_asked, p.full_sync_done, now() as read_at
   from ledger.subscriptions as s
   join ledger.subscription_progress as p using (subscription_id)
  where (s.created_at, s.subscription_id) > ($1, $2) and s.user_id = $4 and s.master_id = $5
  order by s.created_at, s.subscription_id
  limit $3
-
--- name: record_positions
--- Rows are locked in the order of their ids, then written; a position only moves forward.
-with given as (
-    select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[], $6::text[])
-           as g (user_id, master_id, epoch, sequence, sync_state, reason)
-), active as materialized (
-    select s.subscription_id, g.epoch, g.sequence, g.sync_state, g.reason
-      from given as g
-      join ledger.subscriptions as s
-        on s.user_id = g.user_id and s.master_id = g.master_id and s.cancelled_at is null
-), locked as materialized (
-    select p.subscription_id, p.acknowledged_epoch, p.acknowledged_sequence, p.sync_state as old_state
-      from ledger.subscription_progress as p
-     where p.subscription_id in (select subscription_id from active)
-     order by p.subscription_id
-       for no key update
-), news as (
-    select l.subscription_id,
-           case when (a.epoch, a.sequence) > (l.acknowledged_epoch, l.acknowledged_sequence)
-                then a.epoch else l.acknowledged_epoch end as epoch,
-           case when (a.epoch, a.sequence) > (l.acknowledged_epoch, l.acknowledged_sequence)
-                then a.sequence else l.acknowledged_sequence end as sequence,
-           coalesce(a.sync_state, l.old_state) as sync_state, l.old_state, a.reason
-      from locked as l
-      join active as a using (subscription_id)
-     where (a.epoch, a.sequence) > (l.acknowledged_epoch, l.acknowledged_sequence)
-        or a.sync_state is distinct from l.old_state and a.sync_state is not null
-), written as (
-    update ledger.subscription_progress as p
-       set acknowledged_epoch = n.epoch, acknowledged_sequence = n.sequence, sync_state = n.sync_state,
-           sync_reason = case when n.sync_state <> n.old_state then n.reason else p.sync_reason end,
-           sync_changed_at = case when n.sync_state <> n.old_state then now() else p.sync_changed_at end
-      from news as n
-     where p.subscription_id = n.subscription_id
-), noted as (
-    insert into ledger.subscription_history (subscription_id, change, old_value, new_value, reason)
-    select subscription_id, 'sync', old_state, sync_state, reason from news where sync_state <> old_state
-)
-select count(*) from locked

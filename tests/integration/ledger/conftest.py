@@ -8,6 +8,7 @@ import pytest
 
 from services.common import stream
 from services.ledger.settings import LedgerSettings
+from tests.integration.ledger.followed import Followed
 from tests.integration.ledger.ledger_service import LedgerClient, ledger_running, ledger_settings
 
 
@@ -26,3 +27,10 @@ async def ledger(ledger_config: LedgerSettings) -> AsyncIterator[LedgerClient]:
 async def redis(redis_url: str) -> AsyncIterator[stream.Redis]:
     async with stream.connect(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+async def followed(ledger: LedgerClient) -> Followed:
+    follower = await ledger.user()
+    master = (await ledger.master(await ledger.user())).master
+    return Followed(ledger, follower, await ledger.subscription(follower, master.master_id))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from execution.ledger.v1 import billing_service_pb2 as billing
 from execution.ledger.v1 import events_pb2
 from execution.ledger.v1 import license_service_pb2 as licenses
 from execution.ledger.v1 import subscription_service_pb2 as pb
 from execution.ledger.v1 import user_service_pb2 as users
 from services.common.errors import AlreadyExistsError, FailedPreconditionError
+from tests.integration.ledger.followed import Followed
 from tests.integration.ledger.ledger_service import (
     LedgerClient,
     events_in,
@@ -23,52 +22,6 @@ from tests.integration.ledger.ledger_service import (
 
 CLOSE_ONLY, ALL = licenses.PAUSE_SCOPE_CLOSE_ONLY, licenses.PAUSE_SCOPE_ALL
 NONE = licenses.PAUSE_SCOPE_UNSPECIFIED
-
-
-class Followed:
-    """A subscription under test."""
-
-    def __init__(self, ledger: LedgerClient, user: users.User, made: pb.Subscription) -> None:
-        self.ledger, self.user, self.made = ledger, user, made
-
-    async def now(self) -> pb.Subscription:
-        request = pb.GetSubscriptionRequest(subscription_id=self.made.subscription_id)
-        return (await self.ledger.call("SubscriptionService/GetSubscription", request)).subscription
-
-    async def pause(self, scope: licenses.PauseScope.ValueType) -> pb.Subscription:
-        request = pb.PauseSubscriptionRequest(
-            subscription_id=self.made.subscription_id, scope=scope, reason="operator says so"
-        )
-        return (await self.ledger.call("SubscriptionService/PauseSubscription", request)).subscription
-
-    async def resume(self) -> pb.Subscription:
-        request = pb.ResumeSubscriptionRequest(subscription_id=self.made.subscription_id, reason="fine again")
-        return (await self.ledger.call("SubscriptionService/ResumeSubscription", request)).subscription
-
-    async def cancel(self) -> pb.Subscription:
-        request = pb.CancelSubscriptionRequest(subscription_id=self.made.subscription_id, reason="left")
-        return (await self.ledger.call("SubscriptionService/CancelSubscription", request)).subscription
-
-    async def trust(
-        self, version: int, score: float, pause: licenses.PauseScope.ValueType, reason: str = "toxic"
-    ) -> pb.ApplyTrustResponse:
-        request = pb.ApplyTrustRequest(
-            user_id=self.user.user_id, trust_score=score, version=version, pause=pause, reason=reason
-        )
-        return await self.ledger.call("SubscriptionService/ApplyTrust", request)
-
-    async def record(self, **fields: object) -> pb.RecordPositionsResponse:
-        one = pb.SubscriberPosition(user_id=self.user.user_id, master_id=self.made.master_id, **fields)
-        return await self.ledger.call(
-            "SubscriptionService/RecordPositions", pb.RecordPositionsRequest(positions=[one])
-        )
-
-
-@pytest.fixture
-async def followed(ledger: LedgerClient) -> Followed:
-    follower = await ledger.user()
-    master = (await ledger.master(await ledger.user())).master
-    return Followed(ledger, follower, await ledger.subscription(follower, master.master_id))
 
 
 async def test_a_user_follows_a_master_once_at_a_time(ledger: LedgerClient, followed: Followed) -> None:

@@ -26,7 +26,7 @@ from execution.ledger.v1 import license_service_pb2 as execution_dot_ledger_dot_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n execution/ledger/v1/events.proto\x12\x13\x65xecution.ledger.v1\x1a)execution/ledger/v1/license_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x03\n\x0bLedgerEvent\x12\x19\n\x08\x65vent_id\x18\x01 \x01(\x03R\x07\x65ventId\x12;\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\noccurredAt\x12]\n\x14subscription_changed\x18\x03 \x01(\x0b\x32(.execution.ledger.v1.SubscriptionChangedH\x00R\x13subscriptionChanged\x12N\n\x0flicense_changed\x18\x04 \x01(\x0b\x32#.execution.ledger.v1.LicenseChangedH\x00R\x0elicenseChanged\x12X\n\x13signing_key_changed\x18\x05 \x01(\x0b\x32&.execution.ledger.v1.SigningKeyChangedH\x00R\x11signingKeyChanged\x12H\n\rtrust_changed\x18\x06 \x01(\x0b\x32!.execution.ledger.v1.TrustChangedH\x00R\x0ctrustChangedB\x07\n\x05\x65vent\"\xfb\x01\n\x13SubscriptionChanged\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x35\n\x05pause\x18\x04 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12\x1c\n\tcancelled\x18\x05 \x01(\x08R\tcancelled\x12\x18\n\x07version\x18\x06 \x01(\x03R\x07version\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\"\x9d\x01\n\x0eLicenseChanged\x12\x1d\n\nlicense_id\x18\x01 \x01(\tR\tlicenseId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x18\n\x07revoked\x18\x03 \x01(\x08R\x07revoked\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"\x9c\x01\n\x11SigningKeyChanged\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x18\n\x07revoked\x18\x03 \x01(\x08R\x07revoked\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"b\n\x0cTrustChanged\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1f\n\x0btrust_score\x18\x02 \x01(\x01R\ntrustScore\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07versionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n execution/ledger/v1/events.proto\x12\x13\x65xecution.ledger.v1\x1a)execution/ledger/v1/license_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x04\n\x0bLedgerEvent\x12\x19\n\x08\x65vent_id\x18\x01 \x01(\x03R\x07\x65ventId\x12;\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\noccurredAt\x12]\n\x14subscription_changed\x18\x03 \x01(\x0b\x32(.execution.ledger.v1.SubscriptionChangedH\x00R\x13subscriptionChanged\x12N\n\x0flicense_changed\x18\x04 \x01(\x0b\x32#.execution.ledger.v1.LicenseChangedH\x00R\x0elicenseChanged\x12X\n\x13signing_key_changed\x18\x05 \x01(\x0b\x32&.execution.ledger.v1.SigningKeyChangedH\x00R\x11signingKeyChanged\x12H\n\rtrust_changed\x18\x06 \x01(\x0b\x32!.execution.ledger.v1.TrustChangedH\x00R\x0ctrustChanged\x12X\n\x13\x66ull_sync_requested\x18\x07 \x01(\x0b\x32&.execution.ledger.v1.FullSyncRequestedH\x00R\x11\x66ullSyncRequestedB\x07\n\x05\x65vent\"\xfb\x01\n\x13SubscriptionChanged\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x35\n\x05pause\x18\x04 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12\x1c\n\tcancelled\x18\x05 \x01(\x08R\tcancelled\x12\x18\n\x07version\x18\x06 \x01(\x03R\x07version\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\"\x9d\x01\n\x0eLicenseChanged\x12\x1d\n\nlicense_id\x18\x01 \x01(\tR\tlicenseId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x18\n\x07revoked\x18\x03 \x01(\x08R\x07revoked\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"\x9c\x01\n\x11SigningKeyChanged\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x18\n\x07revoked\x18\x03 \x01(\x08R\x07revoked\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"b\n\x0cTrustChanged\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1f\n\x0btrust_score\x18\x02 \x01(\x01R\ntrustScore\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07version\"\xa7\x01\n\x11\x46ullSyncRequested\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x1b\n\tfull_sync\x18\x04 \x01(\x03R\x08\x66ullSync\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reasonb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'execution.ledger.v1.events_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LEDGEREVENT']._serialized_start=134
-  _globals['_LEDGEREVENT']._serialized_end=583
-  _globals['_SUBSCRIPTIONCHANGED']._serialized_start=586
-  _globals['_SUBSCRIPTIONCHANGED']._serialized_end=837
-  _globals['_LICENSECHANGED']._serialized_start=840
-  _globals['_LICENSECHANGED']._serialized_end=997
-  _globals['_SIGNINGKEYCHANGED']._serialized_start=1000
-  _globals['_SIGNINGKEYCHANGED']._serialized_end=1156
-  _globals['_TRUSTCHANGED']._serialized_start=1158
-  _globals['_TRUSTCHANGED']._serialized_end=1256
+  _globals['_LEDGEREVENT']._serialized_end=673
+  _globals['_SUBSCRIPTIONCHANGED']._serialized_start=676
+  _globals['_SUBSCRIPTIONCHANGED']._serialized_end=927
+  _globals['_LICENSECHANGED']._serialized_start=930
+  _globals['_LICENSECHANGED']._serialized_end=1087
+  _globals['_SIGNINGKEYCHANGED']._serialized_start=1090
+  _globals['_SIGNINGKEYCHANGED']._serialized_end=1246
+  _globals['_TRUSTCHANGED']._serialized_start=1248
+  _globals['_TRUSTCHANGED']._serialized_end=1346
+  _globals['_FULLSYNCREQUESTED']._serialized_start=1349
+  _globals['_FULLSYNCREQUESTED']._serialized_end=1516
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,7 @@ class LedgerEvent(_message.Message):
     LICENSE_CHANGED_FIELD_NUMBER: _builtins.int
     SIGNING_KEY_CHANGED_FIELD_NUMBER: _builtins.int
     TRUST_CHANGED_FIELD_NUMBER: _builtins.int
+    FULL_SYNC_REQUESTED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """Rises; readers skip what they have seen."""
     @_builtins.property
@@ -54,6 +55,10 @@ class LedgerEvent(_message.Message):
     def trust_changed(self) -> Global___TrustChanged:
         """A user's trust score changed."""
 
+    @_builtins.property
+    def full_sync_requested(self) -> Global___FullSyncRequested:
+        """A full sync of a subscription was asked for."""
+
     def __init__(
         self,
         *,
@@ -63,12 +68,13 @@ class LedgerEvent(_message.Message):
         license_changed: Global___LicenseChanged | None = ...,
         signing_key_changed: Global___SigningKeyChanged | None = ...,
         trust_changed: Global___TrustChanged | None = ...,
+        full_sync_requested: Global___FullSyncRequested | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "license_changed", b"license_changed", "occurred_at", b"occurred_at", "signing_key_changed", b"signing_key_changed", "subscription_changed", b"subscription_changed", "trust_changed", b"trust_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "full_sync_requested", b"full_sync_requested", "license_changed", b"license_changed", "occurred_at", b"occurred_at", "signing_key_changed", b"signing_key_changed", "subscription_changed", b"subscription_changed", "trust_changed", b"trust_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "event_id", b"event_id", "license_changed", b"license_changed", "occurred_at", b"occurred_at", "signing_key_changed", b"signing_key_changed", "subscription_changed", b"subscription_changed", "trust_changed", b"trust_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "event_id", b"event_id", "full_sync_requested", b"full_sync_requested", "license_changed", b"license_changed", "occurred_at", b"occurred_at", "signing_key_changed", b"signing_key_changed", "subscription_changed", b"subscription_changed", "trust_changed", b"trust_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["subscription_changed", "license_changed", "signing_key_changed", "trust_changed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["subscription_changed", "license_changed", "signing_key_changed", "trust_changed", "full_sync_requested"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -221,3 +227,41 @@ class TrustChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrustChanged: _TypeAlias = TrustChanged  # noqa: Y015
+
+@_typing.final
+class FullSyncRequested(_message.Message):
+    """FullSyncRequested asks for a full sync of a subscription's streams."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    FULL_SYNC_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """UUID."""
+    user_id: _builtins.str
+    """UUID of the subscriber."""
+    master_id: _builtins.int
+    """The master."""
+    full_sync: _builtins.int
+    """Number of the full sync, rising for each subscription; who has told it whole says so in RecordPositions."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        master_id: _builtins.int = ...,
+        full_sync: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_sync", b"full_sync", "master_id", b"master_id", "reason", b"reason", "subscription_id", b"subscription_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FullSyncRequested: _TypeAlias = FullSyncRequested  # noqa: Y015

@@ -26,17 +26,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)execution/ledger/v1/license_service.proto\x12\x13\x65xecution.ledger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x02\n\x07License\x12\x1d\n\nlicense_id\x18\x01 \x01(\tR\tlicenseId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32!.execution.ledger.v1.LicenseStateR\x05state\x12\x37\n\tissued_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08issuedAt\x12\x39\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\x12\x39\n\nrevoked_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\trevokedAt\x12!\n\x0crotated_from\x18\x07 \x01(\tR\x0brotatedFrom\"\x84\x01\n\x13IssueLicenseRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x35\n\x08validity\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08validity\"d\n\x14IssueLicenseResponse\x12\x36\n\x07license\x18\x01 \x01(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x07license\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"+\n\x13\x41uthenticateRequest\x12\x14\n\x05token\x18\x01 \x01(\tR\x05token\"\xa4\x01\n\x0b\x45ntitlement\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12\x35\n\x05pause\x18\x03 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12\x18\n\x07version\x18\x04 \x01(\x03R\x07version\"\xcf\x01\n\x14\x41uthenticateResponse\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1d\n\nlicense_id\x18\x02 \x01(\tR\tlicenseId\x12\x39\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\x12\x44\n\x0c\x65ntitlements\x18\x04 \x03(\x0b\x32 .execution.ledger.v1.EntitlementR\x0c\x65ntitlements\"\x89\x01\n\x14RotateLicenseRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n\nlicense_id\x18\x02 \x01(\tR\tlicenseId\x12\x33\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07overlap\"e\n\x15RotateLicenseResponse\x12\x36\n\x07license\x18\x01 \x01(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x07license\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"M\n\x14RevokeLicenseRequest\x12\x1d\n\nlicense_id\x18\x01 \x01(\tR\tlicenseId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"O\n\x15RevokeLicenseResponse\x12\x36\n\x07license\x18\x01 \x01(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x07license\"j\n\x13ListLicensesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tpage_size\x18\x02 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"x\n\x14ListLicensesResponse\x12\x38\n\x08licenses\x18\x01 \x03(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x08licenses\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*}\n\x0cLicenseState\x12\x1d\n\x19LICENSE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14LICENSE_STATE_ACTIVE\x10\x01\x12\x19\n\x15LICENSE_STATE_EXPIRED\x10\x02\x12\x19\n\x15LICENSE_STATE_REVOKED\x10\x03*Z\n\nPauseScope\x12\x1b\n\x17PAUSE_SCOPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PAUSE_SCOPE_CLOSE_ONLY\x10\x01\x12\x13\n\x0fPAUSE_SCOPE_ALL\x10\x02\x32\x8f\x04\n\x0eLicenseService\x12\x63\n\x0cIssueLicense\x12(.execution.ledger.v1.IssueLicenseRequest\x1a).execution.ledger.v1.IssueLicenseResponse\x12\x63\n\x0c\x41uthenticate\x12(.execution.ledger.v1.AuthenticateRequest\x1a).execution.ledger.v1.AuthenticateResponse\x12\x66\n\rRotateLicense\x12).execution.ledger.v1.RotateLicenseRequest\x1a*.execution.ledger.v1.RotateLicenseResponse\x12\x66\n\rRevokeLicense\x12).execution.ledger.v1.RevokeLicenseRequest\x1a*.execution.ledger.v1.RevokeLicenseResponse\x12\x63\n\x0cListLicenses\x12(.execution.ledger.v1.ListLicensesRequest\x1a).execution.ledger.v1.ListLicensesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)execution/ledger/v1/license_service.proto\x12\x13\x65xecution.ledger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x02\n\x07License\x12\x1d\n\nlicense_id\x18\x01 \x01(\tR\tlicenseId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32!.execution.ledger.v1.LicenseStateR\x05state\x12\x37\n\tissued_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08issuedAt\x12\x39\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\x12\x39\n\nrevoked_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\trevokedAt\x12!\n\x0crotated_from\x18\x07 \x01(\tR\x0brotatedFrom\"\x84\x01\n\x13IssueLicenseRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x35\n\x08validity\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08validity\"d\n\x14IssueLicenseResponse\x12\x36\n\x07license\x18\x01 \x01(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x07license\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"+\n\x13\x41uthenticateRequest\x12\x14\n\x05token\x18\x01 \x01(\tR\x05token\"\xc8\x01\n\x0b\x45ntitlement\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12\x35\n\x05pause\x18\x03 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12\x18\n\x07version\x18\x04 \x01(\x03R\x07version\x12\"\n\rfull_sync_due\x18\x05 \x01(\x03R\x0b\x66ullSyncDue\"\xcf\x01\n\x14\x41uthenticateResponse\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1d\n\nlicense_id\x18\x02 \x01(\tR\tlicenseId\x12\x39\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\x12\x44\n\x0c\x65ntitlements\x18\x04 \x03(\x0b\x32 .execution.ledger.v1.EntitlementR\x0c\x65ntitlements\"\x89\x01\n\x14RotateLicenseRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n\nlicense_id\x18\x02 \x01(\tR\tlicenseId\x12\x33\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07overlap\"e\n\x15RotateLicenseResponse\x12\x36\n\x07license\x18\x01 \x01(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x07license\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"M\n\x14RevokeLicenseRequest\x12\x1d\n\nlicense_id\x18\x01 \x01(\tR\tlicenseId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"O\n\x15RevokeLicenseResponse\x12\x36\n\x07license\x18\x01 \x01(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x07license\"j\n\x13ListLicensesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tpage_size\x18\x02 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"x\n\x14ListLicensesResponse\x12\x38\n\x08licenses\x18\x01 \x03(\x0b\x32\x1c.execution.ledger.v1.LicenseR\x08licenses\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*}\n\x0cLicenseState\x12\x1d\n\x19LICENSE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14LICENSE_STATE_ACTIVE\x10\x01\x12\x19\n\x15LICENSE_STATE_EXPIRED\x10\x02\x12\x19\n\x15LICENSE_STATE_REVOKED\x10\x03*Z\n\nPauseScope\x12\x1b\n\x17PAUSE_SCOPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PAUSE_SCOPE_CLOSE_ONLY\x10\x01\x12\x13\n\x0fPAUSE_SCOPE_ALL\x10\x02\x32\x8f\x04\n\x0eLicenseService\x12\x63\n\x0cIssueLicense\x12(.execution.ledger.v1.IssueLicenseRequest\x1a).execution.ledger.v1.IssueLicenseResponse\x12\x63\n\x0c\x41uthenticate\x12(.execution.ledger.v1.AuthenticateRequest\x1a).execution.ledger.v1.AuthenticateResponse\x12\x66\n\rRotateLicense\x12).execution.ledger.v1.RotateLicenseRequest\x1a*.execution.ledger.v1.RotateLicenseResponse\x12\x66\n\rRevokeLicense\x12).execution.ledger.v1.RevokeLicenseRequest\x1a*.execution.ledger.v1.RevokeLicenseResponse\x12\x63\n\x0cListLicenses\x12(.execution.ledger.v1.ListLicensesRequest\x1a).execution.ledger.v1.ListLicensesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'execution.ledger.v1.license_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LICENSESTATE']._serialized_start=1758
-  _globals['_LICENSESTATE']._serialized_end=1883
-  _globals['_PAUSESCOPE']._serialized_start=1885
-  _globals['_PAUSESCOPE']._serialized_end=1975
+  _globals['_LICENSESTATE']._serialized_start=1794
+  _globals['_LICENSESTATE']._serialized_end=1919
+  _globals['_PAUSESCOPE']._serialized_start=1921
+  _globals['_PAUSESCOPE']._serialized_end=2011
   _globals['_LICENSE']._serialized_start=132
   _globals['_LICENSE']._serialized_end=464
   _globals['_ISSUELICENSEREQUEST']._serialized_start=467
@@ -46,21 +46,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHENTICATEREQUEST']._serialized_start=703
   _globals['_AUTHENTICATEREQUEST']._serialized_end=746
   _globals['_ENTITLEMENT']._serialized_start=749
-  _globals['_ENTITLEMENT']._serialized_end=913
-  _globals['_AUTHENTICATERESPONSE']._serialized_start=916
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=1123
-  _globals['_ROTATELICENSEREQUEST']._serialized_start=1126
-  _globals['_ROTATELICENSEREQUEST']._serialized_end=1263
-  _globals['_ROTATELICENSERESPONSE']._serialized_start=1265
-  _globals['_ROTATELICENSERESPONSE']._serialized_end=1366
-  _globals['_REVOKELICENSEREQUEST']._serialized_start=1368
-  _globals['_REVOKELICENSEREQUEST']._serialized_end=1445
-  _globals['_REVOKELICENSERESPONSE']._serialized_start=1447
-  _globals['_REVOKELICENSERESPONSE']._serialized_end=1526
-  _globals['_LISTLICENSESREQUEST']._serialized_start=1528
-  _globals['_LISTLICENSESREQUEST']._serialized_end=1634
-  _globals['_LISTLICENSESRESPONSE']._serialized_start=1636
-  _globals['_LISTLICENSESRESPONSE']._serialized_end=1756
-  _globals['_LICENSESERVICE']._serialized_start=1978
-  _globals['_LICENSESERVICE']._serialized_end=2505
+  _globals['_ENTITLEMENT']._serialized_end=949
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=952
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=1159
+  _globals['_ROTATELICENSEREQUEST']._serialized_start=1162
+  _globals['_ROTATELICENSEREQUEST']._serialized_end=1299
+  _globals['_ROTATELICENSERESPONSE']._serialized_start=1301
+  _globals['_ROTATELICENSERESPONSE']._serialized_end=1402
+  _globals['_REVOKELICENSEREQUEST']._serialized_start=1404
+  _globals['_REVOKELICENSEREQUEST']._serialized_end=1481
+  _globals['_REVOKELICENSERESPONSE']._serialized_start=1483
+  _globals['_REVOKELICENSERESPONSE']._serialized_end=1562
+  _globals['_LISTLICENSESREQUEST']._serialized_start=1564
+  _globals['_LISTLICENSESREQUEST']._serialized_end=1670
+  _globals['_LISTLICENSESRESPONSE']._serialized_start=1672
+  _globals['_LISTLICENSESRESPONSE']._serialized_end=1792
+  _globals['_LICENSESERVICE']._serialized_start=2014
+  _globals['_LICENSESERVICE']._serialized_end=2541
 # @@protoc_insertion_point(module_scope)

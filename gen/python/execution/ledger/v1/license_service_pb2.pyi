@@ -217,6 +217,7 @@ class Entitlement(_message.Message):
     MASTER_ID_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    FULL_SYNC_DUE_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """UUID."""
     master_id: _builtins.int
@@ -225,6 +226,8 @@ class Entitlement(_message.Message):
     """Whether it is paused, and how."""
     version: _builtins.int
     """Rises with every change of the subscription."""
+    full_sync_due: _builtins.int
+    """Number of the full sync that was asked for and is not done yet; 0 when there is none."""
     def __init__(
         self,
         *,
@@ -232,10 +235,11 @@ class Entitlement(_message.Message):
         master_id: _builtins.int = ...,
         pause: Global___PauseScope.ValueType = ...,
         version: _builtins.int = ...,
+        full_sync_due: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["master_id", b"master_id", "pause", b"pause", "subscription_id", b"subscription_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_sync_due", b"full_sync_due", "master_id", b"master_id", "pause", b"pause", "subscription_id", b"subscription_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

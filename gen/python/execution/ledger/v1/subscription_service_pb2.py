@@ -27,53 +27,67 @@ from execution.ledger.v1 import license_service_pb2 as execution_dot_ledger_dot_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.execution/ledger/v1/subscription_service.proto\x12\x13\x65xecution.ledger.v1\x1a\"execution/common/v1/position.proto\x1a)execution/ledger/v1/license_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x04\n\x0cSubscription\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x35\n\x05pause\x18\x04 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12:\n\tpaused_by\x18\x05 \x01(\x0e\x32\x1d.execution.ledger.v1.PausedByR\x08pausedBy\x12!\n\x0cpause_reason\x18\x06 \x01(\tR\x0bpauseReason\x12=\n\nsync_state\x18\x07 \x01(\x0e\x32\x1e.execution.ledger.v1.SyncStateR\tsyncState\x12G\n\x0c\x61\x63knowledged\x18\x08 \x01(\x0b\x32#.execution.common.v1.StreamPositionR\x0c\x61\x63knowledged\x12\x18\n\x07version\x18\t \x01(\x03R\x07version\x12\x39\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12=\n\x0c\x63\x61ncelled_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63\x61ncelledAt\"\xd2\x01\n\x19\x43reateSubscriptionRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x15\n\x06\x66\x65\x65_e8\x18\x04 \x01(\x03R\x05\x66\x65\x65\x45\x38\x12\x1b\n\tfee_asset\x18\x05 \x01(\tR\x08\x66\x65\x65\x41sset\x12,\n\x12platform_share_bps\x18\x06 \x01(\rR\x10platformShareBps\"c\n\x1a\x43reateSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"A\n\x16GetSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\"`\n\x17GetSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\x8c\x01\n\x18ListSubscriptionsRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12\x1b\n\tpage_size\x18\x03 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"\x8c\x01\n\x19ListSubscriptionsResponse\x12G\n\rsubscriptions\x18\x01 \x03(\x0b\x32!.execution.ledger.v1.SubscriptionR\rsubscriptions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x92\x01\n\x18PauseSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x35\n\x05scope\x18\x02 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05scope\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\"b\n\x19PauseSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\\\n\x19ResumeSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"c\n\x1aResumeSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\\\n\x19\x43\x61ncelSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"c\n\x1a\x43\x61ncelSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\xea\x01\n\x12SubscriberPosition\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12G\n\x0c\x61\x63knowledged\x18\x03 \x01(\x0b\x32#.execution.common.v1.StreamPositionR\x0c\x61\x63knowledged\x12=\n\nsync_state\x18\x04 \x01(\x0e\x32\x1e.execution.ledger.v1.SyncStateR\tsyncState\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\"_\n\x16RecordPositionsRequest\x12\x45\n\tpositions\x18\x01 \x03(\x0b\x32\'.execution.ledger.v1.SubscriberPositionR\tpositions\"O\n\x17RecordPositionsResponse\x12\x1a\n\x08recorded\x18\x01 \x01(\rR\x08recorded\x12\x18\n\x07unknown\x18\x02 \x01(\rR\x07unknown\"\xb6\x01\n\x11\x41pplyTrustRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1f\n\x0btrust_score\x18\x02 \x01(\x01R\ntrustScore\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07version\x12\x35\n\x05pause\x18\x04 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\"k\n\x12\x41pplyTrustResponse\x12\x18\n\x07\x61pplied\x18\x01 \x01(\x08R\x07\x61pplied\x12;\n\x07\x63hanged\x18\x02 \x03(\x0b\x32!.execution.ledger.v1.SubscriptionR\x07\x63hanged*u\n\tSyncState\x12\x1a\n\x16SYNC_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11SYNC_STATE_SYNCED\x10\x01\x12\x1b\n\x17SYNC_STATE_DEGRADED_GAP\x10\x02\x12\x18\n\x14SYNC_STATE_RESYNCING\x10\x03*Q\n\x08PausedBy\x12\x19\n\x15PAUSED_BY_UNSPECIFIED\x10\x00\x12\x16\n\x12PAUSED_BY_OPERATOR\x10\x01\x12\x12\n\x0ePAUSED_BY_RISK\x10\x02\x32\x9d\x07\n\x13SubscriptionService\x12u\n\x12\x43reateSubscription\x12..execution.ledger.v1.CreateSubscriptionRequest\x1a/.execution.ledger.v1.CreateSubscriptionResponse\x12l\n\x0fGetSubscription\x12+.execution.ledger.v1.GetSubscriptionRequest\x1a,.execution.ledger.v1.GetSubscriptionResponse\x12r\n\x11ListSubscriptions\x12-.execution.ledger.v1.ListSubscriptionsRequest\x1a..execution.ledger.v1.ListSubscriptionsResponse\x12r\n\x11PauseSubscription\x12-.execution.ledger.v1.PauseSubscriptionRequest\x1a..execution.ledger.v1.PauseSubscriptionResponse\x12u\n\x12ResumeSubscription\x12..execution.ledger.v1.ResumeSubscriptionRequest\x1a/.execution.ledger.v1.ResumeSubscriptionResponse\x12u\n\x12\x43\x61ncelSubscription\x12..execution.ledger.v1.CancelSubscriptionRequest\x1a/.execution.ledger.v1.CancelSubscriptionResponse\x12l\n\x0fRecordPositions\x12+.execution.ledger.v1.RecordPositionsRequest\x1a,.execution.ledger.v1.RecordPositionsResponse\x12]\n\nApplyTrust\x12&.execution.ledger.v1.ApplyTrustRequest\x1a\'.execution.ledger.v1.ApplyTrustResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.execution/ledger/v1/subscription_service.proto\x12\x13\x65xecution.ledger.v1\x1a\"execution/common/v1/position.proto\x1a)execution/ledger/v1/license_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x05\n\x0cSubscription\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x35\n\x05pause\x18\x04 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12:\n\tpaused_by\x18\x05 \x01(\x0e\x32\x1d.execution.ledger.v1.PausedByR\x08pausedBy\x12!\n\x0cpause_reason\x18\x06 \x01(\tR\x0bpauseReason\x12=\n\nsync_state\x18\x07 \x01(\x0e\x32\x1e.execution.ledger.v1.SyncStateR\tsyncState\x12G\n\x0c\x61\x63knowledged\x18\x08 \x01(\x0b\x32#.execution.common.v1.StreamPositionR\x0c\x61\x63knowledged\x12\x18\n\x07version\x18\t \x01(\x03R\x07version\x12\x39\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12=\n\x0c\x63\x61ncelled_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63\x61ncelledAt\x12\x1f\n\x0bsync_reason\x18\x0c \x01(\tR\nsyncReason\x12\x42\n\x0fsync_changed_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rsyncChangedAt\x12\"\n\rfull_sync_due\x18\x0e \x01(\x03R\x0b\x66ullSyncDue\"\xd2\x01\n\x19\x43reateSubscriptionRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x15\n\x06\x66\x65\x65_e8\x18\x04 \x01(\x03R\x05\x66\x65\x65\x45\x38\x12\x1b\n\tfee_asset\x18\x05 \x01(\tR\x08\x66\x65\x65\x41sset\x12,\n\x12platform_share_bps\x18\x06 \x01(\rR\x10platformShareBps\"c\n\x1a\x43reateSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"A\n\x16GetSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\"`\n\x17GetSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\x8c\x01\n\x18ListSubscriptionsRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12\x1b\n\tpage_size\x18\x03 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"\x8c\x01\n\x19ListSubscriptionsResponse\x12G\n\rsubscriptions\x18\x01 \x03(\x0b\x32!.execution.ledger.v1.SubscriptionR\rsubscriptions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x92\x01\n\x18PauseSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x35\n\x05scope\x18\x02 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05scope\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\"b\n\x19PauseSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\\\n\x19ResumeSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"c\n\x1aResumeSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\\\n\x19\x43\x61ncelSubscriptionRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"c\n\x1a\x43\x61ncelSubscriptionResponse\x12\x45\n\x0csubscription\x18\x01 \x01(\x0b\x32!.execution.ledger.v1.SubscriptionR\x0csubscription\"\xd7\x02\n\x12SubscriberPosition\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12G\n\x0c\x61\x63knowledged\x18\x03 \x01(\x0b\x32#.execution.common.v1.StreamPositionR\x0c\x61\x63knowledged\x12=\n\nsync_state\x18\x04 \x01(\x0e\x32\x1e.execution.ledger.v1.SyncStateR\tsyncState\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\x12\x45\n\x0btransitions\x18\x06 \x03(\x0b\x32#.execution.ledger.v1.SyncTransitionR\x0btransitions\x12$\n\x0e\x66ull_sync_done\x18\x07 \x01(\x03R\x0c\x66ullSyncDone\"\xa2\x01\n\x0eSyncTransition\x12=\n\nsync_state\x18\x01 \x01(\x0e\x32\x1e.execution.ledger.v1.SyncStateR\tsyncState\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x39\n\nchanged_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tchangedAt\"_\n\x16RecordPositionsRequest\x12\x45\n\tpositions\x18\x01 \x03(\x0b\x32\'.execution.ledger.v1.SubscriberPositionR\tpositions\"O\n\x17RecordPositionsResponse\x12\x1a\n\x08recorded\x18\x01 \x01(\rR\x08recorded\x12\x18\n\x07unknown\x18\x02 \x01(\rR\x07unknown\"\xcb\x01\n\x16RequestFullSyncRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n\tmaster_id\x18\x03 \x01(\x04R\x08masterId\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1b\n\tpage_size\x18\x05 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x06 \x01(\tR\tpageToken\"\x8a\x01\n\x17RequestFullSyncResponse\x12G\n\rsubscriptions\x18\x01 \x03(\x0b\x32!.execution.ledger.v1.SubscriptionR\rsubscriptions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"}\n\x16ListTransitionsRequest\x12\'\n\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x1b\n\tpage_size\x18\x02 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\xaa\x03\n\x16SubscriptionTransition\x12\x39\n\nchanged_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tchangedAt\x12\x37\n\x04kind\x18\x02 \x01(\x0e\x32#.execution.ledger.v1.TransitionKindR\x04kind\x12?\n\x0bsync_before\x18\x03 \x01(\x0e\x32\x1e.execution.ledger.v1.SyncStateR\nsyncBefore\x12=\n\nsync_after\x18\x04 \x01(\x0e\x32\x1e.execution.ledger.v1.SyncStateR\tsyncAfter\x12\x42\n\x0cpause_before\x18\x05 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x0bpauseBefore\x12@\n\x0bpause_after\x18\x06 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\npauseAfter\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\"\x90\x01\n\x17ListTransitionsResponse\x12M\n\x0btransitions\x18\x01 \x03(\x0b\x32+.execution.ledger.v1.SubscriptionTransitionR\x0btransitions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb6\x01\n\x11\x41pplyTrustRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1f\n\x0btrust_score\x18\x02 \x01(\x01R\ntrustScore\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07version\x12\x35\n\x05pause\x18\x04 \x01(\x0e\x32\x1f.execution.ledger.v1.PauseScopeR\x05pause\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\"k\n\x12\x41pplyTrustResponse\x12\x18\n\x07\x61pplied\x18\x01 \x01(\x08R\x07\x61pplied\x12;\n\x07\x63hanged\x18\x02 \x03(\x0b\x32!.execution.ledger.v1.SubscriptionR\x07\x63hanged*u\n\tSyncState\x12\x1a\n\x16SYNC_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11SYNC_STATE_SYNCED\x10\x01\x12\x1b\n\x17SYNC_STATE_DEGRADED_GAP\x10\x02\x12\x18\n\x14SYNC_STATE_RESYNCING\x10\x03*Q\n\x08PausedBy\x12\x19\n\x15PAUSED_BY_UNSPECIFIED\x10\x00\x12\x16\n\x12PAUSED_BY_OPERATOR\x10\x01\x12\x12\n\x0ePAUSED_BY_RISK\x10\x02*\xa2\x01\n\x0eTransitionKind\x12\x1f\n\x1bTRANSITION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSITION_KIND_CREATED\x10\x01\x12\x19\n\x15TRANSITION_KIND_PAUSE\x10\x02\x12\x18\n\x14TRANSITION_KIND_SYNC\x10\x03\x12\x1d\n\x19TRANSITION_KIND_CANCELLED\x10\x04\x32\xf9\x08\n\x13SubscriptionService\x12u\n\x12\x43reateSubscription\x12..execution.ledger.v1.CreateSubscriptionRequest\x1a/.execution.ledger.v1.CreateSubscriptionResponse\x12l\n\x0fGetSubscription\x12+.execution.ledger.v1.GetSubscriptionRequest\x1a,.execution.ledger.v1.GetSubscriptionResponse\x12r\n\x11ListSubscriptions\x12-.execution.ledger.v1.ListSubscriptionsRequest\x1a..execution.ledger.v1.ListSubscriptionsResponse\x12r\n\x11PauseSubscription\x12-.execution.ledger.v1.PauseSubscriptionRequest\x1a..execution.ledger.v1.PauseSubscriptionResponse\x12u\n\x12ResumeSubscription\x12..execution.ledger.v1.ResumeSubscriptionRequest\x1a/.execution.ledger.v1.ResumeSubscriptionResponse\x12u\n\x12\x43\x61ncelSubscription\x12..execution.ledger.v1.CancelSubscriptionRequest\x1a/.execution.ledger.v1.CancelSubscriptionResponse\x12l\n\x0fRecordPositions\x12+.execution.ledger.v1.RecordPositionsRequest\x1a,.execution.ledger.v1.RecordPositionsResponse\x12l\n\x0fRequestFullSync\x12+.execution.ledger.v1.RequestFullSyncRequest\x1a,.execution.ledger.v1.RequestFullSyncResponse\x12l\n\x0fListTransitions\x12+.execution.ledger.v1.ListTransitionsRequest\x1a,.execution.ledger.v1.ListTransitionsResponse\x12]\n\nApplyTrust\x12&.execution.ledger.v1.ApplyTrustRequest\x1a\'.execution.ledger.v1.ApplyTrustResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'execution.ledger.v1.subscription_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SYNCSTATE']._serialized_start=2842
-  _globals['_SYNCSTATE']._serialized_end=2959
-  _globals['_PAUSEDBY']._serialized_start=2961
-  _globals['_PAUSEDBY']._serialized_end=3042
+  _globals['_SYNCSTATE']._serialized_start=4303
+  _globals['_SYNCSTATE']._serialized_end=4420
+  _globals['_PAUSEDBY']._serialized_start=4422
+  _globals['_PAUSEDBY']._serialized_end=4503
+  _globals['_TRANSITIONKIND']._serialized_start=4506
+  _globals['_TRANSITIONKIND']._serialized_end=4668
   _globals['_SUBSCRIPTION']._serialized_start=184
-  _globals['_SUBSCRIPTION']._serialized_end=727
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=730
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=940
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=942
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1041
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1043
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=1108
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=1110
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=1206
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=1209
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=1349
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=1352
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=1492
-  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_start=1495
-  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_end=1641
-  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_start=1643
-  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_end=1741
-  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_start=1743
-  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_end=1835
-  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_start=1837
-  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_end=1936
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=1938
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=2030
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=2032
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=2131
-  _globals['_SUBSCRIBERPOSITION']._serialized_start=2134
-  _globals['_SUBSCRIBERPOSITION']._serialized_end=2368
-  _globals['_RECORDPOSITIONSREQUEST']._serialized_start=2370
-  _globals['_RECORDPOSITIONSREQUEST']._serialized_end=2465
-  _globals['_RECORDPOSITIONSRESPONSE']._serialized_start=2467
-  _globals['_RECORDPOSITIONSRESPONSE']._serialized_end=2546
-  _globals['_APPLYTRUSTREQUEST']._serialized_start=2549
-  _globals['_APPLYTRUSTREQUEST']._serialized_end=2731
-  _globals['_APPLYTRUSTRESPONSE']._serialized_start=2733
-  _globals['_APPLYTRUSTRESPONSE']._serialized_end=2840
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=3045
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=3970
+  _globals['_SUBSCRIPTION']._serialized_end=864
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=867
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=1077
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=1079
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1178
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1180
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=1245
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=1247
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=1343
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=1346
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=1486
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=1489
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=1629
+  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_start=1632
+  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_end=1778
+  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_start=1780
+  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_end=1878
+  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_start=1880
+  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_end=1972
+  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_start=1974
+  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_end=2073
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=2075
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=2167
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=2169
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=2268
+  _globals['_SUBSCRIBERPOSITION']._serialized_start=2271
+  _globals['_SUBSCRIBERPOSITION']._serialized_end=2614
+  _globals['_SYNCTRANSITION']._serialized_start=2617
+  _globals['_SYNCTRANSITION']._serialized_end=2779
+  _globals['_RECORDPOSITIONSREQUEST']._serialized_start=2781
+  _globals['_RECORDPOSITIONSREQUEST']._serialized_end=2876
+  _globals['_RECORDPOSITIONSRESPONSE']._serialized_start=2878
+  _globals['_RECORDPOSITIONSRESPONSE']._serialized_end=2957
+  _globals['_REQUESTFULLSYNCREQUEST']._serialized_start=2960
+  _globals['_REQUESTFULLSYNCREQUEST']._serialized_end=3163
+  _globals['_REQUESTFULLSYNCRESPONSE']._serialized_start=3166
+  _globals['_REQUESTFULLSYNCRESPONSE']._serialized_end=3304
+  _globals['_LISTTRANSITIONSREQUEST']._serialized_start=3306
+  _globals['_LISTTRANSITIONSREQUEST']._serialized_end=3431
+  _globals['_SUBSCRIPTIONTRANSITION']._serialized_start=3434
+  _globals['_SUBSCRIPTIONTRANSITION']._serialized_end=3860
+  _globals['_LISTTRANSITIONSRESPONSE']._serialized_start=3863
+  _globals['_LISTTRANSITIONSRESPONSE']._serialized_end=4007
+  _globals['_APPLYTRUSTREQUEST']._serialized_start=4010
+  _globals['_APPLYTRUSTREQUEST']._serialized_end=4192
+  _globals['_APPLYTRUSTRESPONSE']._serialized_start=4194
+  _globals['_APPLYTRUSTRESPONSE']._serialized_end=4301
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=4671
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=5816
 # @@protoc_insertion_point(module_scope)

@@ -74,6 +74,38 @@ PAUSED_BY_RISK: PausedBy.ValueType  # 2
 """Risk, on evidence."""
 Global___PausedBy: _TypeAlias = PausedBy  # noqa: Y015
 
+class _TransitionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransitionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransitionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSITION_KIND_UNSPECIFIED: _TransitionKind.ValueType  # 0
+    """Not said; never sent."""
+    TRANSITION_KIND_CREATED: _TransitionKind.ValueType  # 1
+    """The subscription was made."""
+    TRANSITION_KIND_PAUSE: _TransitionKind.ValueType  # 2
+    """It was paused or resumed."""
+    TRANSITION_KIND_SYNC: _TransitionKind.ValueType  # 3
+    """Whether it is in step changed, or a full sync was asked for."""
+    TRANSITION_KIND_CANCELLED: _TransitionKind.ValueType  # 4
+    """It ended."""
+
+class TransitionKind(_TransitionKind, metaclass=_TransitionKindEnumTypeWrapper):
+    """TransitionKind is what a transition is about."""
+
+TRANSITION_KIND_UNSPECIFIED: TransitionKind.ValueType  # 0
+"""Not said; never sent."""
+TRANSITION_KIND_CREATED: TransitionKind.ValueType  # 1
+"""The subscription was made."""
+TRANSITION_KIND_PAUSE: TransitionKind.ValueType  # 2
+"""It was paused or resumed."""
+TRANSITION_KIND_SYNC: TransitionKind.ValueType  # 3
+"""Whether it is in step changed, or a full sync was asked for."""
+TRANSITION_KIND_CANCELLED: TransitionKind.ValueType  # 4
+"""It ended."""
+Global___TransitionKind: _TypeAlias = TransitionKind  # noqa: Y015
+
 @_typing.final
 class Subscription(_message.Message):
     """Subscription is one user following one master."""
@@ -91,6 +123,9 @@ class Subscription(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     CANCELLED_AT_FIELD_NUMBER: _builtins.int
+    SYNC_REASON_FIELD_NUMBER: _builtins.int
+    SYNC_CHANGED_AT_FIELD_NUMBER: _builtins.int
+    FULL_SYNC_DUE_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """UUID."""
     user_id: _builtins.str
@@ -107,6 +142,10 @@ class Subscription(_message.Message):
     """Whether it is in step."""
     version: _builtins.int
     """Rises with every change of pause or cancellation."""
+    sync_reason: _builtins.str
+    """Why sync_state is what it is."""
+    full_sync_due: _builtins.int
+    """Number of the full sync that was asked for and is not done yet; 0 when there is none."""
     @_builtins.property
     def acknowledged(self) -> _position_pb2.StreamPosition:
         """How far the subscriber acknowledged."""
@@ -118,6 +157,10 @@ class Subscription(_message.Message):
     @_builtins.property
     def cancelled_at(self) -> _timestamp_pb2.Timestamp:
         """When it ended; unset when it did not."""
+
+    @_builtins.property
+    def sync_changed_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
 
     def __init__(
         self,
@@ -133,10 +176,13 @@ class Subscription(_message.Message):
         version: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         cancelled_at: _timestamp_pb2.Timestamp | None = ...,
+        sync_reason: _builtins.str = ...,
+        sync_changed_at: _timestamp_pb2.Timestamp | None = ...,
+        full_sync_due: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "cancelled_at", b"cancelled_at", "created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "cancelled_at", b"cancelled_at", "created_at", b"created_at", "sync_changed_at", b"sync_changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "cancelled_at", b"cancelled_at", "created_at", b"created_at", "master_id", b"master_id", "pause", b"pause", "pause_reason", b"pause_reason", "paused_by", b"paused_by", "subscription_id", b"subscription_id", "sync_state", b"sync_state", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "cancelled_at", b"cancelled_at", "created_at", b"created_at", "full_sync_due", b"full_sync_due", "master_id", b"master_id", "pause", b"pause", "pause_reason", b"pause_reason", "paused_by", b"paused_by", "subscription_id", b"subscription_id", "sync_changed_at", b"sync_changed_at", "sync_reason", b"sync_reason", "sync_state", b"sync_state", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,17 +527,25 @@ class SubscriberPosition(_message.Message):
     ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     SYNC_STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    TRANSITIONS_FIELD_NUMBER: _builtins.int
+    FULL_SYNC_DONE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUID of the subscriber."""
     master_id: _builtins.int
     """The master."""
     sync_state: Global___SyncState.ValueType
-    """Whether it is in step; unspecified leaves the stored one."""
+    """Whether it is in step; unspecified leaves the stored one. Ignored when there are transitions."""
     reason: _builtins.str
-    """Why the state changed, at most 200 characters."""
+    """Why the state changed, at most 200 characters. Ignored when there are transitions."""
+    full_sync_done: _builtins.int
+    """Number of the full sync that was told whole; 0 is none."""
     @_builtins.property
     def acknowledged(self) -> _position_pb2.StreamPosition:
         """Acknowledged position; unset leaves the stored one."""
+
+    @_builtins.property
+    def transitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SyncTransition]:
+        """All changes of the sync state since the last record, oldest first, at most 32."""
 
     def __init__(
         self,
@@ -501,14 +555,48 @@ class SubscriberPosition(_message.Message):
         acknowledged: _position_pb2.StreamPosition | None = ...,
         sync_state: Global___SyncState.ValueType = ...,
         reason: _builtins.str = ...,
+        transitions: _abc.Iterable[Global___SyncTransition] | None = ...,
+        full_sync_done: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "master_id", b"master_id", "reason", b"reason", "sync_state", b"sync_state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "full_sync_done", b"full_sync_done", "master_id", b"master_id", "reason", b"reason", "sync_state", b"sync_state", "transitions", b"transitions", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubscriberPosition: _TypeAlias = SubscriberPosition  # noqa: Y015
+
+@_typing.final
+class SyncTransition(_message.Message):
+    """SyncTransition is one change of whether a subscriber is in step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYNC_STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CHANGED_AT_FIELD_NUMBER: _builtins.int
+    sync_state: Global___SyncState.ValueType
+    """The new state; not unspecified."""
+    reason: _builtins.str
+    """Why, at most 200 characters."""
+    @_builtins.property
+    def changed_at(self) -> _timestamp_pb2.Timestamp:
+        """When; unset, or later than the ledger's clock, means now."""
+
+    def __init__(
+        self,
+        *,
+        sync_state: Global___SyncState.ValueType = ...,
+        reason: _builtins.str = ...,
+        changed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "reason", b"reason", "sync_state", b"sync_state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncTransition: _TypeAlias = SyncTransition  # noqa: Y015
 
 @_typing.final
 class RecordPositionsRequest(_message.Message):
@@ -559,6 +647,182 @@ class RecordPositionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordPositionsResponse: _TypeAlias = RecordPositionsResponse  # noqa: Y015
+
+@_typing.final
+class RequestFullSyncRequest(_message.Message):
+    """RequestFullSyncRequest says which subscriptions; at least one filter, and all that are given must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """UUID of one subscription; empty is any."""
+    user_id: _builtins.str
+    """UUID of a subscriber; empty is any."""
+    master_id: _builtins.int
+    """A master; 0 is any."""
+    reason: _builtins.str
+    """Why, 1 to 150 characters."""
+    page_size: _builtins.int
+    """1 to 1,000; 0 means 100."""
+    page_token: _builtins.str
+    """From the response before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        master_id: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["master_id", b"master_id", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "subscription_id", b"subscription_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestFullSyncRequest: _TypeAlias = RequestFullSyncRequest  # noqa: Y015
+
+@_typing.final
+class RequestFullSyncResponse(_message.Message):
+    """RequestFullSyncResponse is a page of those whose full sync is due now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """In order of subscription_id."""
+
+    def __init__(
+        self,
+        *,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "subscriptions", b"subscriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestFullSyncResponse: _TypeAlias = RequestFullSyncResponse  # noqa: Y015
+
+@_typing.final
+class ListTransitionsRequest(_message.Message):
+    """ListTransitionsRequest asks for a page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """UUID."""
+    page_size: _builtins.int
+    """1 to 1,000; 0 means 100."""
+    page_token: _builtins.str
+    """From the response before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTransitionsRequest: _TypeAlias = ListTransitionsRequest  # noqa: Y015
+
+@_typing.final
+class SubscriptionTransition(_message.Message):
+    """SubscriptionTransition is one change of a subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGED_AT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SYNC_BEFORE_FIELD_NUMBER: _builtins.int
+    SYNC_AFTER_FIELD_NUMBER: _builtins.int
+    PAUSE_BEFORE_FIELD_NUMBER: _builtins.int
+    PAUSE_AFTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kind: Global___TransitionKind.ValueType
+    """What changed."""
+    sync_before: Global___SyncState.ValueType
+    """For SYNC: the states before and after."""
+    sync_after: Global___SyncState.ValueType
+    """See sync_before."""
+    pause_before: _license_service_pb2.PauseScope.ValueType
+    """For all other kinds: the pauses before and after."""
+    pause_after: _license_service_pb2.PauseScope.ValueType
+    """See pause_before."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def changed_at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        changed_at: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___TransitionKind.ValueType = ...,
+        sync_before: Global___SyncState.ValueType = ...,
+        sync_after: Global___SyncState.ValueType = ...,
+        pause_before: _license_service_pb2.PauseScope.ValueType = ...,
+        pause_after: _license_service_pb2.PauseScope.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "kind", b"kind", "pause_after", b"pause_after", "pause_before", b"pause_before", "reason", b"reason", "sync_after", b"sync_after", "sync_before", b"sync_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionTransition: _TypeAlias = SubscriptionTransition  # noqa: Y015
+
+@_typing.final
+class ListTransitionsResponse(_message.Message):
+    """ListTransitionsResponse is a page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSITIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def transitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubscriptionTransition]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        transitions: _abc.Iterable[Global___SubscriptionTransition] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "transitions", b"transitions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTransitionsResponse: _TypeAlias = ListTransitionsResponse  # noqa: Y015
 
 @_typing.final
 class ApplyTrustRequest(_message.Message):

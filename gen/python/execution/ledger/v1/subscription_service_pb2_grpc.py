@@ -73,6 +73,16 @@ class SubscriptionServiceStub(object):
                 request_serializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RecordPositionsRequest.SerializeToString,
                 response_deserializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RecordPositionsResponse.FromString,
                 _registered_method=True)
+        self.RequestFullSync = channel.unary_unary(
+                '/execution.ledger.v1.SubscriptionService/RequestFullSync',
+                request_serializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RequestFullSyncRequest.SerializeToString,
+                response_deserializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RequestFullSyncResponse.FromString,
+                _registered_method=True)
+        self.ListTransitions = channel.unary_unary(
+                '/execution.ledger.v1.SubscriptionService/ListTransitions',
+                request_serializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.ListTransitionsRequest.SerializeToString,
+                response_deserializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.ListTransitionsResponse.FromString,
+                _registered_method=True)
         self.ApplyTrust = channel.unary_unary(
                 '/execution.ledger.v1.SubscriptionService/ApplyTrust',
                 request_serializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.ApplyTrustRequest.SerializeToString,
@@ -146,6 +156,27 @@ class SubscriptionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequestFullSync(self, request, context):
+        """RequestFullSync has active subscriptions brought in step anew: their live streams are told RESYNCING, then a snapshot
+        and everything after it, then SYNCED; a subscription without a stream begins its next one so, and a paused one when
+        its pause ends. A page at a time, in order of subscription_id: call again with next_page_token until that is empty.
+        Safe to repeat: a full sync that was asked for and is not done yet is not asked for again.
+        Errors: INVALID_ARGUMENT (no filter too), NOT_FOUND (subscription_id), FAILED_PRECONDITION (subscription_id was
+        cancelled).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTransitions(self, request, context):
+        """ListTransitions returns what became of a subscription, newest first, a page at a time: its pauses, whether it was in
+        step, and its end, each with time and reason. Older ones than the ledger keeps history for are gone.
+        Errors: INVALID_ARGUMENT, NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ApplyTrust(self, request, context):
         """ApplyTrust sets a user's trust score and, in the same transaction, pauses or resumes all of the user's subscriptions.
         A version not above the stored one changes nothing and answers applied = false. It resumes only what risk paused.
@@ -192,6 +223,16 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
                     servicer.RecordPositions,
                     request_deserializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RecordPositionsRequest.FromString,
                     response_serializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RecordPositionsResponse.SerializeToString,
+            ),
+            'RequestFullSync': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestFullSync,
+                    request_deserializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RequestFullSyncRequest.FromString,
+                    response_serializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RequestFullSyncResponse.SerializeToString,
+            ),
+            'ListTransitions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTransitions,
+                    request_deserializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.ListTransitionsRequest.FromString,
+                    response_serializer=execution_dot_ledger_dot_v1_dot_subscription__service__pb2.ListTransitionsResponse.SerializeToString,
             ),
             'ApplyTrust': grpc.unary_unary_rpc_method_handler(
                     servicer.ApplyTrust,
@@ -392,6 +433,60 @@ class SubscriptionService(object):
             '/execution.ledger.v1.SubscriptionService/RecordPositions',
             execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RecordPositionsRequest.SerializeToString,
             execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RecordPositionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestFullSync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/execution.ledger.v1.SubscriptionService/RequestFullSync',
+            execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RequestFullSyncRequest.SerializeToString,
+            execution_dot_ledger_dot_v1_dot_subscription__service__pb2.RequestFullSyncResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTransitions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/execution.ledger.v1.SubscriptionService/ListTransitions',
+            execution_dot_ledger_dot_v1_dot_subscription__service__pb2.ListTransitionsRequest.SerializeToString,
+            execution_dot_ledger_dot_v1_dot_subscription__service__pb2.ListTransitionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

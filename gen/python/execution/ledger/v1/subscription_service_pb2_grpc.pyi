@@ -68,6 +68,19 @@ class SubscriptionServiceStub:
     forward. Only for services.
     Errors: INVALID_ARGUMENT. Unknown subscriptions are skipped and counted.
     """
+    RequestFullSync: _grpc.UnaryUnaryMultiCallable[_subscription_service_pb2.RequestFullSyncRequest, _subscription_service_pb2.RequestFullSyncResponse]
+    """RequestFullSync has active subscriptions brought in step anew: their live streams are told RESYNCING, then a snapshot
+    and everything after it, then SYNCED; a subscription without a stream begins its next one so, and a paused one when
+    its pause ends. A page at a time, in order of subscription_id: call again with next_page_token until that is empty.
+    Safe to repeat: a full sync that was asked for and is not done yet is not asked for again.
+    Errors: INVALID_ARGUMENT (no filter too), NOT_FOUND (subscription_id), FAILED_PRECONDITION (subscription_id was
+    cancelled).
+    """
+    ListTransitions: _grpc.UnaryUnaryMultiCallable[_subscription_service_pb2.ListTransitionsRequest, _subscription_service_pb2.ListTransitionsResponse]
+    """ListTransitions returns what became of a subscription, newest first, a page at a time: its pauses, whether it was in
+    step, and its end, each with time and reason. Older ones than the ledger keeps history for are gone.
+    Errors: INVALID_ARGUMENT, NOT_FOUND.
+    """
     ApplyTrust: _grpc.UnaryUnaryMultiCallable[_subscription_service_pb2.ApplyTrustRequest, _subscription_service_pb2.ApplyTrustResponse]
     """ApplyTrust sets a user's trust score and, in the same transaction, pauses or resumes all of the user's subscriptions.
     A version not above the stored one changes nothing and answers applied = false. It resumes only what risk paused.
@@ -113,6 +126,19 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """RecordPositions stores how far subscribers have acknowledged, and whether they are in step. Positions only move
     forward. Only for services.
     Errors: INVALID_ARGUMENT. Unknown subscriptions are skipped and counted.
+    """
+    RequestFullSync: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.RequestFullSyncRequest, _subscription_service_pb2.RequestFullSyncResponse]  # type: ignore[assignment]
+    """RequestFullSync has active subscriptions brought in step anew: their live streams are told RESYNCING, then a snapshot
+    and everything after it, then SYNCED; a subscription without a stream begins its next one so, and a paused one when
+    its pause ends. A page at a time, in order of subscription_id: call again with next_page_token until that is empty.
+    Safe to repeat: a full sync that was asked for and is not done yet is not asked for again.
+    Errors: INVALID_ARGUMENT (no filter too), NOT_FOUND (subscription_id), FAILED_PRECONDITION (subscription_id was
+    cancelled).
+    """
+    ListTransitions: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.ListTransitionsRequest, _subscription_service_pb2.ListTransitionsResponse]  # type: ignore[assignment]
+    """ListTransitions returns what became of a subscription, newest first, a page at a time: its pauses, whether it was in
+    step, and its end, each with time and reason. Older ones than the ledger keeps history for are gone.
+    Errors: INVALID_ARGUMENT, NOT_FOUND.
     """
     ApplyTrust: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.ApplyTrustRequest, _subscription_service_pb2.ApplyTrustResponse]  # type: ignore[assignment]
     """ApplyTrust sets a user's trust score and, in the same transaction, pauses or resumes all of the user's subscriptions.
@@ -198,6 +224,31 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         """RecordPositions stores how far subscribers have acknowledged, and whether they are in step. Positions only move
         forward. Only for services.
         Errors: INVALID_ARGUMENT. Unknown subscriptions are skipped and counted.
+        """
+
+    @_abc_1.abstractmethod
+    def RequestFullSync(
+        self,
+        request: _subscription_service_pb2.RequestFullSyncRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_subscription_service_pb2.RequestFullSyncResponse, _abc.Awaitable[_subscription_service_pb2.RequestFullSyncResponse]]:
+        """RequestFullSync has active subscriptions brought in step anew: their live streams are told RESYNCING, then a snapshot
+        and everything after it, then SYNCED; a subscription without a stream begins its next one so, and a paused one when
+        its pause ends. A page at a time, in order of subscription_id: call again with next_page_token until that is empty.
+        Safe to repeat: a full sync that was asked for and is not done yet is not asked for again.
+        Errors: INVALID_ARGUMENT (no filter too), NOT_FOUND (subscription_id), FAILED_PRECONDITION (subscription_id was
+        cancelled).
+        """
+
+    @_abc_1.abstractmethod
+    def ListTransitions(
+        self,
+        request: _subscription_service_pb2.ListTransitionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_subscription_service_pb2.ListTransitionsResponse, _abc.Awaitable[_subscription_service_pb2.ListTransitionsResponse]]:
+        """ListTransitions returns what became of a subscription, newest first, a page at a time: its pauses, whether it was in
+        step, and its end, each with time and reason. Older ones than the ledger keeps history for are gone.
+        Errors: INVALID_ARGUMENT, NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

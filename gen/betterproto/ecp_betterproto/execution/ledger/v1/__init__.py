@@ -29,6 +29,7 @@ __all__ = (
     "CreateUserResponse",
     "Entitlement",
     "Entry",
+    "FullSyncRequested",
     "GetArchiveStatusRequest",
     "GetArchiveStatusResponse",
     "GetBalanceRequest",
@@ -58,6 +59,8 @@ __all__ = (
     "ListMastersResponse",
     "ListSubscriptionsRequest",
     "ListSubscriptionsResponse",
+    "ListTransitionsRequest",
+    "ListTransitionsResponse",
     "ListUsersRequest",
     "ListUsersResponse",
     "Master",
@@ -73,6 +76,8 @@ __all__ = (
     "ReadSignalsResponse",
     "RecordPositionsRequest",
     "RecordPositionsResponse",
+    "RequestFullSyncRequest",
+    "RequestFullSyncResponse",
     "ResumeSubscriptionRequest",
     "ResumeSubscriptionResponse",
     "RevokeLicenseRequest",
@@ -90,7 +95,10 @@ __all__ = (
     "SubscriptionChanged",
     "SubscriptionServiceAsyncStub",
     "SubscriptionServiceStub",
+    "SubscriptionTransition",
     "SyncState",
+    "SyncTransition",
+    "TransitionKind",
     "TrustChanged",
     "User",
     "UserServiceAsyncStub",
@@ -275,6 +283,57 @@ class SyncState(betterproto2.Enum):
             "SYNC_STATE_SYNCED": 1,
             "SYNC_STATE_DEGRADED_GAP": 2,
             "SYNC_STATE_RESYNCING": 3,
+        }
+
+
+class TransitionKind(betterproto2.Enum):
+    """
+    TransitionKind is what a transition is about.
+    """
+
+    UNSPECIFIED = 0
+    """
+    Not said; never sent.
+    """
+
+    CREATED = 1
+    """
+    The subscription was made.
+    """
+
+    PAUSE = 2
+    """
+    It was paused or resumed.
+    """
+
+    SYNC = 3
+    """
+    Whether it is in step changed, or a full sync was asked for.
+    """
+
+    CANCELLED = 4
+    """
+    It ended.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "TRANSITION_KIND_UNSPECIFIED",
+            1: "TRANSITION_KIND_CREATED",
+            2: "TRANSITION_KIND_PAUSE",
+            3: "TRANSITION_KIND_SYNC",
+            4: "TRANSITION_KIND_CANCELLED",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "TRANSITION_KIND_UNSPECIFIED": 0,
+            "TRANSITION_KIND_CREATED": 1,
+            "TRANSITION_KIND_PAUSE": 2,
+            "TRANSITION_KIND_SYNC": 3,
+            "TRANSITION_KIND_CANCELLED": 4,
         }
 
 
@@ -526,6 +585,14 @@ class AuthorizeMasterResponse(betterproto2.Message):
     )
     """
     When the session must end, unless a new login shows another license.
+    """
+
+    archived: "__common__v1__.StreamPosition | None" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The last position of the master that is archived; unset while there is none. A log that lost the master's head
+    begins an epoch above it, so that no position is given twice.
     """
 
 
@@ -804,6 +871,11 @@ class Entitlement(betterproto2.Message):
     Rises with every change of the subscription.
     """
 
+    full_sync_due: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Number of the full sync that was asked for and is not done yet; 0 when there is none.
+    """
+
 
 default_message_pool.register_message("execution.ledger.v1", "Entitlement", Entitlement)
 
@@ -831,6 +903,41 @@ class Entry(betterproto2.Message):
 
 
 default_message_pool.register_message("execution.ledger.v1", "Entry", Entry)
+
+
+@dataclass(eq=False, repr=False)
+class FullSyncRequested(betterproto2.Message):
+    """
+    FullSyncRequested asks for a full sync of a subscription's streams.
+    """
+
+    subscription_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    UUID.
+    """
+
+    user_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    UUID of the subscriber.
+    """
+
+    master_id: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    The master.
+    """
+
+    full_sync: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Number of the full sync, rising for each subscription; who has told it whole says so in RecordPositions.
+    """
+
+    reason: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Why.
+    """
+
+
+default_message_pool.register_message("execution.ledger.v1", "FullSyncRequested", FullSyncRequested)
 
 
 @dataclass(eq=False, repr=False)
@@ -1195,6 +1302,13 @@ class LedgerEvent(betterproto2.Message):
     A user's trust score changed.
     """
 
+    full_sync_requested: "FullSyncRequested | None" = betterproto2.field(
+        7, betterproto2.TYPE_MESSAGE, optional=True, group="event"
+    )
+    """
+    A full sync of a subscription was asked for.
+    """
+
 
 default_message_pool.register_message("execution.ledger.v1", "LedgerEvent", LedgerEvent)
 
@@ -1469,6 +1583,55 @@ default_message_pool.register_message(
 
 
 @dataclass(eq=False, repr=False)
+class ListTransitionsRequest(betterproto2.Message):
+    """
+    ListTransitionsRequest asks for a page.
+    """
+
+    subscription_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    UUID.
+    """
+
+    page_size: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    1 to 1,000; 0 means 100.
+    """
+
+    page_token: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    From the response before; empty for the first page.
+    """
+
+
+default_message_pool.register_message("execution.ledger.v1", "ListTransitionsRequest", ListTransitionsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ListTransitionsResponse(betterproto2.Message):
+    """
+    ListTransitionsResponse is a page.
+    """
+
+    transitions: "list[SubscriptionTransition]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    Newest first.
+    """
+
+    next_page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Empty on the last page.
+    """
+
+
+default_message_pool.register_message(
+    "execution.ledger.v1", "ListTransitionsResponse", ListTransitionsResponse
+)
+
+
+@dataclass(eq=False, repr=False)
 class ListUsersRequest(betterproto2.Message):
     """
     ListUsersRequest asks for a page.
@@ -1724,6 +1887,68 @@ class RecordPositionsResponse(betterproto2.Message):
 
 default_message_pool.register_message(
     "execution.ledger.v1", "RecordPositionsResponse", RecordPositionsResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class RequestFullSyncRequest(betterproto2.Message):
+    """
+    RequestFullSyncRequest says which subscriptions; at least one filter, and all that are given must hold.
+    """
+
+    subscription_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    UUID of one subscription; empty is any.
+    """
+
+    user_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    UUID of a subscriber; empty is any.
+    """
+
+    master_id: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    A master; 0 is any.
+    """
+
+    reason: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Why, 1 to 150 characters.
+    """
+
+    page_size: "int" = betterproto2.field(5, betterproto2.TYPE_UINT32)
+    """
+    1 to 1,000; 0 means 100.
+    """
+
+    page_token: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    From the response before; empty for the first page.
+    """
+
+
+default_message_pool.register_message("execution.ledger.v1", "RequestFullSyncRequest", RequestFullSyncRequest)
+
+
+@dataclass(eq=False, repr=False)
+class RequestFullSyncResponse(betterproto2.Message):
+    """
+    RequestFullSyncResponse is a page of those whose full sync is due now.
+    """
+
+    subscriptions: "list[Subscription]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    In order of subscription_id.
+    """
+
+    next_page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Empty on the last page.
+    """
+
+
+default_message_pool.register_message(
+    "execution.ledger.v1", "RequestFullSyncResponse", RequestFullSyncResponse
 )
 
 
@@ -2009,12 +2234,22 @@ class SubscriberPosition(betterproto2.Message):
         4, betterproto2.TYPE_ENUM, default_factory=lambda: SyncState(0)
     )
     """
-    Whether it is in step; unspecified leaves the stored one.
+    Whether it is in step; unspecified leaves the stored one. Ignored when there are transitions.
     """
 
     reason: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
     """
-    Why the state changed, at most 200 characters.
+    Why the state changed, at most 200 characters. Ignored when there are transitions.
+    """
+
+    transitions: "list[SyncTransition]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    All changes of the sync state since the last record, oldest first, at most 32.
+    """
+
+    full_sync_done: "int" = betterproto2.field(7, betterproto2.TYPE_INT64)
+    """
+    Number of the full sync that was told whole; 0 is none.
     """
 
 
@@ -2090,6 +2325,23 @@ class Subscription(betterproto2.Message):
     When it ended; unset when it did not.
     """
 
+    sync_reason: "str" = betterproto2.field(12, betterproto2.TYPE_STRING)
+    """
+    Why sync_state is what it is.
+    """
+
+    sync_changed_at: "datetime.datetime | None" = betterproto2.field(
+        13, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    Since when.
+    """
+
+    full_sync_due: "int" = betterproto2.field(14, betterproto2.TYPE_INT64)
+    """
+    Number of the full sync that was asked for and is not done yet; 0 when there is none.
+    """
+
 
 default_message_pool.register_message("execution.ledger.v1", "Subscription", Subscription)
 
@@ -2137,6 +2389,92 @@ class SubscriptionChanged(betterproto2.Message):
 
 
 default_message_pool.register_message("execution.ledger.v1", "SubscriptionChanged", SubscriptionChanged)
+
+
+@dataclass(eq=False, repr=False)
+class SubscriptionTransition(betterproto2.Message):
+    """
+    SubscriptionTransition is one change of a subscription.
+    """
+
+    changed_at: "datetime.datetime | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When.
+    """
+
+    kind: "TransitionKind" = betterproto2.field(
+        2, betterproto2.TYPE_ENUM, default_factory=lambda: TransitionKind(0)
+    )
+    """
+    What changed.
+    """
+
+    sync_before: "SyncState" = betterproto2.field(
+        3, betterproto2.TYPE_ENUM, default_factory=lambda: SyncState(0)
+    )
+    """
+    For SYNC: the states before and after.
+    """
+
+    sync_after: "SyncState" = betterproto2.field(
+        4, betterproto2.TYPE_ENUM, default_factory=lambda: SyncState(0)
+    )
+    """
+    See sync_before.
+    """
+
+    pause_before: "PauseScope" = betterproto2.field(
+        5, betterproto2.TYPE_ENUM, default_factory=lambda: PauseScope(0)
+    )
+    """
+    For all other kinds: the pauses before and after.
+    """
+
+    pause_after: "PauseScope" = betterproto2.field(
+        6, betterproto2.TYPE_ENUM, default_factory=lambda: PauseScope(0)
+    )
+    """
+    See pause_before.
+    """
+
+    reason: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Why.
+    """
+
+
+default_message_pool.register_message("execution.ledger.v1", "SubscriptionTransition", SubscriptionTransition)
+
+
+@dataclass(eq=False, repr=False)
+class SyncTransition(betterproto2.Message):
+    """
+    SyncTransition is one change of whether a subscriber is in step.
+    """
+
+    sync_state: "SyncState" = betterproto2.field(
+        1, betterproto2.TYPE_ENUM, default_factory=lambda: SyncState(0)
+    )
+    """
+    The new state; not unspecified.
+    """
+
+    reason: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Why, at most 200 characters.
+    """
+
+    changed_at: "datetime.datetime | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When; unset, or later than the ledger's clock, means now.
+    """
+
+
+default_message_pool.register_message("execution.ledger.v1", "SyncTransition", SyncTransition)
 
 
 @dataclass(eq=False, repr=False)
@@ -3023,6 +3361,35 @@ class SubscriptionServiceStub:
             RecordPositionsResponse.FromString,
         )(message)
 
+    def request_full_sync(self, message: "RequestFullSyncRequest") -> "RequestFullSyncResponse":
+        """
+        RequestFullSync has active subscriptions brought in step anew: their live streams are told RESYNCING, then a snapshot
+        and everything after it, then SYNCED; a subscription without a stream begins its next one so, and a paused one when
+        its pause ends. A page at a time, in order of subscription_id: call again with next_page_token until that is empty.
+        Safe to repeat: a full sync that was asked for and is not done yet is not asked for again.
+        Errors: INVALID_ARGUMENT (no filter too), NOT_FOUND (subscription_id), FAILED_PRECONDITION (subscription_id was
+        cancelled).
+        """
+
+        return self._channel.unary_unary(
+            "/execution.ledger.v1.SubscriptionService/RequestFullSync",
+            RequestFullSyncRequest.SerializeToString,
+            RequestFullSyncResponse.FromString,
+        )(message)
+
+    def list_transitions(self, message: "ListTransitionsRequest") -> "ListTransitionsResponse":
+        """
+        ListTransitions returns what became of a subscription, newest first, a page at a time: its pauses, whether it was in
+        step, and its end, each with time and reason. Older ones than the ledger keeps history for are gone.
+        Errors: INVALID_ARGUMENT, NOT_FOUND.
+        """
+
+        return self._channel.unary_unary(
+            "/execution.ledger.v1.SubscriptionService/ListTransitions",
+            ListTransitionsRequest.SerializeToString,
+            ListTransitionsResponse.FromString,
+        )(message)
+
     def apply_trust(self, message: "ApplyTrustRequest") -> "ApplyTrustResponse":
         """
         ApplyTrust sets a user's trust score and, in the same transaction, pauses or resumes all of the user's subscriptions.
@@ -3197,6 +3564,55 @@ class SubscriptionServiceAsyncStub(betterproto2_grpclib.ServiceStub):
             "/execution.ledger.v1.SubscriptionService/RecordPositions",
             message,
             RecordPositionsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def request_full_sync(
+        self,
+        message: "RequestFullSyncRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "RequestFullSyncResponse":
+        """
+        RequestFullSync has active subscriptions brought in step anew: their live streams are told RESYNCING, then a snapshot
+        and everything after it, then SYNCED; a subscription without a stream begins its next one so, and a paused one when
+        its pause ends. A page at a time, in order of subscription_id: call again with next_page_token until that is empty.
+        Safe to repeat: a full sync that was asked for and is not done yet is not asked for again.
+        Errors: INVALID_ARGUMENT (no filter too), NOT_FOUND (subscription_id), FAILED_PRECONDITION (subscription_id was
+        cancelled).
+        """
+
+        return await self._unary_unary(
+            "/execution.ledger.v1.SubscriptionService/RequestFullSync",
+            message,
+            RequestFullSyncResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def list_transitions(
+        self,
+        message: "ListTransitionsRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ListTransitionsResponse":
+        """
+        ListTransitions returns what became of a subscription, newest first, a page at a time: its pauses, whether it was in
+        step, and its end, each with time and reason. Older ones than the ledger keeps history for are gone.
+        Errors: INVALID_ARGUMENT, NOT_FOUND.
+        """
+
+        return await self._unary_unary(
+            "/execution.ledger.v1.SubscriptionService/ListTransitions",
+            message,
+            ListTransitionsResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
