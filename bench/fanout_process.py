@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.authority import SERVICE_TOKEN
 from bench.machine import pinned
+from execution.fanout.v1 import fanout_service_pb2 as pb
+from mesh.errors import MeshError
 from mesh.ports import LOOPBACK, port_block
 from mesh.supervisor import ServiceSpec, Supervised
 
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+_SERVICE: Final = pb.DESCRIPTOR.services_by_name["FanoutService"].full_name
+_READY_SECONDS_MAX: Final = 60.0
+_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ async def fanout(
     ledger_port: int,
     folder: Path,
     *,
-    core: int,
+    core: int | None,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[FanoutProcess]:
     """A fan-out that serves on the loopback until the block ends. It logs into `folder`."""
@@ -52,10 +60,28 @@ async def fanout(
         spec = ServiceSpec("fanout", settings, f"{LOOPBACK}:{port}", folder / "fanout.log")
         supervised = Supervised(spec)
         try:
-            with pinned(core):
+            with pinned(core) if core is not None else nullcontext():
                 supervised.start()
             await supervised.until_serving()
+            await _until_ready(spec.grpc_address)
             assert supervised.child is not None
             yield FanoutProcess(port, supervised.child.pid)
         finally:
             await supervised.stop()
+
+
+async def _until_ready(address: str) -> None:
+    """Waits until streams can be opened: a process answers before it has read the end of the log.
+
+    Raises:
+        MeshError: it takes too long.
+    """
+    request = health_pb2.HealthCheckRequest(service=_SERVICE)
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch  # type: ignore[attr-defined]  # the stubs lack it
+        try:
+            async for answer in watch(request, timeout=_READY_SECONDS_MAX):
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+        except grpc.aio.AioRpcError as error:
+            raise MeshError(f"the fan-out at {address} has not read its log: {error.details()}") from error

@@ -6,8 +6,11 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import unquote
 
-from hpack import Encoder
+import grpc
+from h2.errors import ErrorCodes
+from hpack import Decoder, Encoder
 from hyperframe.frame import (
     DataFrame,
     Frame,
@@ -25,29 +28,78 @@ _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _PATH: Final = "/execution.fanout.v1.FanoutService/Subscribe"
 _WINDOW_BYTES: Final = 4 * 1024 * 1024
 _RECEIVE_BYTES: Final = 262_144
+_FRAME_HEADER_BYTES: Final = 9
+_PREFIX_BYTES: Final = 5
+_KNOWN_CHUNKS_MAX: Final = 1_000
+_KNOWN_BYTES_MAX: Final = 65_536
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 
 
 class ReaderError(Exception):
-    """The server ended the stream."""
+    """The server ended the stream; the message says with which status or error code."""
+
+
+class Chunk:
+    """What one read brought, if it holds whole frames with whole messages: the same bytes come on every connection."""
+
+    __slots__ = ("flow_bytes", "messages", "times_us")
+
+    def __init__(self, messages: tuple[bytes, ...], flow_bytes: int) -> None:
+        self.messages = messages
+        """Those of signals."""
+        self.flow_bytes = flow_bytes
+        self.times_us: tuple[int, ...] | None = None
+        """For who reads them: when the signals in it were meant to be sent."""
+
+
+# The readers must be faster than what they measure, and nearly all of what they get they have got before.
+_known: dict[bytes, Chunk] = {}
 
 
 class Reader:
     """A connection with one Subscribe stream on it."""
 
-    def __init__(self, port: int, token: str, master_id: int, tls: ssl.SSLContext | None) -> None:
-        plain = socket.create_connection(("127.0.0.1", port))
+    __slots__ = ("_consumed", "_headers", "_is_tls", "_partial", "_rest", "has_begun", "socket")
+
+    def __init__(
+        self,
+        port: int,
+        token: str,
+        master_id: int,
+        tls: ssl.SSLContext | None,
+        *,
+        receive_buffer_bytes: int | None = None,
+    ) -> None:
+        plain = socket.socket()
+        if receive_buffer_bytes is not None:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        plain.connect(("127.0.0.1", port))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
         self.has_begun = False
+        self._is_tls = tls is not None
         self._rest = b""
         self._partial = bytearray()
         self._consumed = 0
+        self._headers: list[bytes] = []
         self.socket.sendall(_opening(port, token, master_id, "http" if tls is None else "https"))
         self.socket.setblocking(False)
 
     def receive(self, on_message: Callable[[bytes], None]) -> None:
         """Reads what is there; each message of signals is handed on.
+
+        Raises:
+            ReaderError: the stream ended.
+        """
+
+        def on_chunk(chunk: Chunk) -> None:
+            for message in chunk.messages:
+                on_message(message)
+
+        self.receive_chunks(on_chunk)
+
+    def receive_chunks(self, on_chunk: Callable[[Chunk], None]) -> None:
+        """Reads what is there; all messages of one read are handed on together.
 
         Raises:
             ReaderError: the stream ended.
@@ -59,59 +111,97 @@ class Reader:
                 return
             if not data:
                 raise ReaderError("the connection was closed")
-            self._parse(self._rest + data if self._rest else data, on_message)
+            self._take(data, on_chunk)
             # A TLS socket may hold more than the kernel shows.
-            if not isinstance(self.socket, ssl.SSLSocket):
+            if not self._is_tls:
                 return
 
-    def _parse(self, data: bytes, on_message: Callable[[bytes], None]) -> None:
-        position, size = 0, len(data)
-        while size - position >= 9:
-            length = int.from_bytes(data[position : position + 3], "big")
-            end = position + 9 + length
-            if end > size:
-                break
-            kind = data[position + 3]
-            if kind != _DATA:
-                self._control(kind, data[position:end])
-            else:
-                self._consumed += length
-                if self._partial or int.from_bytes(data[position + 10 : position + 14], "big") != length - 5:
-                    self._assemble(data[position + 9 : end], on_message)
-                else:
-                    self._take(data[position + 14 : end], on_message)
-            position = end
-        self._rest = data[position:]
+    def _take(self, data: bytes, on_chunk: Callable[[Chunk], None]) -> None:
+        known = None if self._rest or self._partial else _known.get(data)
+        chunk = self._parse(data) if known is None else known
+        if chunk.messages:
+            on_chunk(chunk)
+        self._consumed += chunk.flow_bytes
         if self._consumed > _WINDOW_BYTES // 2:
             self._open_windows()
 
-    def _take(self, message: bytes, on_message: Callable[[bytes], None]) -> None:
-        tag = message[0]
+    def _parse(self, data: bytes) -> Chunk:
+        is_repeatable = self.has_begun and not self._rest and not self._partial
+        whole = self._rest + data if self._rest else data
+        messages: list[bytes] = []
+        position, size, flow_bytes = 0, len(whole), 0
+        while size - position >= _FRAME_HEADER_BYTES:
+            length = int.from_bytes(whole[position : position + 3], "big")
+            end = position + _FRAME_HEADER_BYTES + length
+            if end > size:
+                break
+            kind = whole[position + 3]
+            if kind == _DATA:
+                flow_bytes += length
+                self._assemble(whole[position + _FRAME_HEADER_BYTES : end], messages)
+            else:
+                is_repeatable = False
+                self._control(kind, whole[position:end])
+            position = end
+        self._rest = whole[position:]
+        chunk = Chunk(tuple(messages), flow_bytes)
+        if is_repeatable and not self._rest and not self._partial and size <= _KNOWN_BYTES_MAX:
+            if len(_known) >= _KNOWN_CHUNKS_MAX:
+                _known.clear()
+            _known[data] = chunk
+        return chunk
+
+    def _assemble(self, payload: bytes, messages: list[bytes]) -> None:
+        """A message may come in several frames; none of ours has two in one."""
+        if self._partial:
+            self._partial += payload
+            payload = bytes(self._partial)
+        if len(payload) < _PREFIX_BYTES or len(payload) < _PREFIX_BYTES + int.from_bytes(payload[1:5], "big"):
+            self._partial[:] = payload
+            return
+        self._partial.clear()
+        tag = payload[_PREFIX_BYTES]
         if tag == SIGNALS_TAG:
-            on_message(message)
+            messages.append(payload[_PREFIX_BYTES:])
         elif tag == PROGRESS_TAG:
             self.has_begun = True
 
-    def _assemble(self, payload: bytes, on_message: Callable[[bytes], None]) -> None:
-        """A message in several frames."""
-        self._partial += payload
-        end = 5 + int.from_bytes(self._partial[1:5], "big")
-        if len(self._partial) >= end:
-            self._take(bytes(self._partial[5:end]), on_message)
-            del self._partial[:end]
-
-    def _control(self, kind: int, data: bytes) -> None:
-        if kind == _SETTINGS and not data[4] & 1:
+    def _control(self, kind: int, frame: bytes) -> None:
+        flags, payload = frame[4], frame[_FRAME_HEADER_BYTES:]
+        if kind == _SETTINGS and not flags & 1:
             self.socket.sendall(SettingsFrame(0, flags=["ACK"]).serialize())
-        elif kind == _PING and not data[4] & 1:
-            self.socket.sendall(PingFrame(0, opaque_data=data[9:17], flags=["ACK"]).serialize())
-        elif kind in (_RESET, _GOAWAY) or (kind == _HEADERS and data[4] & 1):
-            raise ReaderError(f"the stream ended: frame {kind} {data[9:]!r}")
+        elif kind == _PING and not flags & 1:
+            self.socket.sendall(PingFrame(0, opaque_data=payload, flags=["ACK"]).serialize())
+        elif kind == _HEADERS:
+            self._headers.append(payload)
+            if flags & 1:
+                raise ReaderError(f"the stream ended with {_status_of(self._headers)}")
+        elif kind == _RESET:
+            raise ReaderError(f"the stream was reset: {_error_name(payload[:4])}")
+        elif kind == _GOAWAY:
+            note = payload[8:].decode("latin-1")
+            raise ReaderError(f"the server said goodbye: {_error_name(payload[4:8])} {note}".rstrip())
 
     def _open_windows(self) -> None:
         frames = [WindowUpdateFrame(stream, window_increment=self._consumed) for stream in (0, 1)]
         self.socket.sendall(b"".join(frame.serialize() for frame in frames))
         self._consumed = 0
+
+
+def _status_of(blocks: list[bytes]) -> str:
+    """The grpc-status and grpc-message in the last of a connection's header blocks."""
+    decoder = Decoder()
+    found = {str(name): str(value) for block in blocks for name, value in decoder.decode(block)}
+    code = next(
+        (one.name for one in grpc.StatusCode if str(one.value[0]) == found.get("grpc-status")),
+        f"HTTP status {found.get(':status')} and no grpc-status",
+    )
+    return f"{code}: {unquote(found.get('grpc-message', ''))}"
+
+
+def _error_name(code: bytes) -> str:
+    number = int.from_bytes(code, "big")
+    return next((one.name for one in ErrorCodes if one == number), str(number))
 
 
 def _opening(port: int, token: str, master_id: int, scheme: str) -> bytes:
