@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from services.common import auth, tasks, tls
+from services.common import auth, shared_ports, tasks, tls
 from services.common.errors import ConfigurationError
 from services.common.h2grpc.certificates import Certificates
 from services.common.h2grpc.connection import Connection, Serving
@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _TLS_SHUTDOWN_SECONDS: Final = 1.0
 _BACKLOG: Final = 4_096
 _CANCELLATION_SECONDS: Final = 5.0
+_LAST_WORDS_SECONDS: Final = 0.2
 _ROUNDS_PER_SECOND: Final = 10
 
 
@@ -151,6 +152,8 @@ def _listening_socket(host: str, port: int, settings: Http2Settings) -> socket.s
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.shares_ports:
+            shared_ports.share(listening)
         # Connections inherit these. With them unread bytes of a peer stay few, and a dead one is noticed.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.http2_send_buffer_bytes)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -181,6 +184,12 @@ async def _drain(server: Server, shared: Serving, guard: CallGuard, idle: asynci
     grace_seconds = shared.settings.drain_grace_seconds
     await server.health.enter_graceful_shutdown()
     server.draining.set()
+    if any(connection.calls for connection in shared.connections):
+        # Streams that watch for this end with their last words and a status. Some clients, grpclib for one, take
+        # a GOAWAY for the end of every stream and would never read them.
+        last_words_seconds = min(_LAST_WORDS_SECONDS, grace_seconds / 2)
+        await asyncio.sleep(last_words_seconds)
+        grace_seconds -= last_words_seconds
     for connection in tuple(shared.connections):
         connection.drain(grace_seconds, "drain")
     try:

@@ -15,11 +15,13 @@ from execution.common.v1 import signal_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from execution.fanout.v1 import fanout_service_pb2_grpc
 from services.common import auth, h2grpc, rpc, settings
+from services.common.errors import UnavailableError
 
 SUBSCRIBE = "/execution.fanout.v1.FanoutService/Subscribe"
 SERVICE_TOKEN = "service-token-of-the-tests"
 LICENSE = (("authorization", "Bearer a-license"),)
 LARGE_EVERY = 500
+UNTIL_DRAINED = "until drained"
 
 
 class EdgeSettings(h2grpc.Http2Settings):
@@ -36,16 +38,25 @@ def message(number: int) -> pb.SubscribeResponse:
 
 
 class Counting(fanout_service_pb2_grpc.FanoutServiceServicer):
-    """Streams `client` messages; with a pause between them when a master is named."""
+    """Streams `client` messages; with a pause between them when a master is named.
+
+    To a client named `until drained` it says one message at once, and its last words when the server begins to end.
+    """
 
     def __init__(self) -> None:
         self.running = 0
+        self.draining = asyncio.Event()
 
     async def Subscribe(
         self, request: pb.SubscribeRequest, context: rpc.Context
     ) -> AsyncIterator[pb.SubscribeResponse]:
         self.running += 1
         try:
+            if request.client == UNTIL_DRAINED:
+                yield message(1)
+                await self.draining.wait()
+                yield pb.SubscribeResponse(drain=pb.Drain())
+                raise UnavailableError("the server is stopping", reason="DRAINING")
             for number in range(1, int(request.client) + 1):
                 yield message(number)
                 if request.masters:
@@ -105,7 +116,10 @@ async def counting_edge(tls_folder: Path | None = None, **overrides: object) -> 
     allowed = {SUBSCRIBE: {auth.PrincipalKind.LICENSE}}
     counting = Counting()
     registration = rpc.registration(fanout_service_pb2_grpc.add_FanoutServiceServicer_to_server, counting)
-    async with h2grpc.serving(loaded, [registration], authorizer=rpc.authorizer(loaded, allowed)) as server:
+    serving = h2grpc.serving(
+        loaded, [registration], authorizer=rpc.authorizer(loaded, allowed), draining=counting.draining
+    )
+    async with serving as server:
         yield Edge(server.port, counting, server, ca, ca_file)
 
 
