@@ -16,7 +16,7 @@ from mesh.clone import ROOT
 from mesh.errors import MeshError
 
 CLIENT_SOURCE = "clients/python/src"
-TYPED_FOLDERS = ("services", "mesh", "bench", CLIENT_SOURCE)
+TYPED_FOLDERS = ("services", "mesh", "bench", CLIENT_SOURCE, "clients/betterproto")
 
 Check = Callable[[str], bool]
 
