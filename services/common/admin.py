@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ LOOP_LAG_LAST = Gauge("event_loop_lag_last_seconds", "The last such delay.")
 CHECK_UP = Gauge("service_check_up", "1 while the named check is fine, else 0.", ("check",))
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
+Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +126,48 @@ async def serving(
         ConfigurationError: the address is in use or cannot be bound.
     """
     readiness, pulse = readiness or Readiness(), LoopPulse()
-    server = _Server(address, _Application(readiness, pulse, tick_age_seconds_max))
+    async with answering(address, _Application(readiness, pulse, tick_age_seconds_max)) as port:
+        ticking = asyncio.create_task(pulse.run(), name="event loop pulse")
+        try:
+            yield Admin(port, readiness, pulse)
+        finally:
+            ticking.cancel()
+            await asyncio.gather(ticking, return_exceptions=True)
+
+
+@asynccontextmanager
+async def answering(address: Address, application: Application) -> AsyncIterator[int]:
+    """Answers with the WSGI application from threads of its own until the block ends; gives the port.
+
+    Raises:
+        ConfigurationError: the address is in use or cannot be bound.
+    """
+    server = _Server(address, application)
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="admin", daemon=True
     )
     thread.start()
-    ticking = asyncio.create_task(pulse.run(), name="event loop pulse")
     try:
-        yield Admin(server.server_port, readiness, pulse)
+        yield server.server_port
     finally:
-        ticking.cancel()
-        await asyncio.gather(ticking, return_exceptions=True)
         await asyncio.to_thread(server.end, thread)
+
+
+def answer(
+    environ: dict[str, Any],
+    start_response: StartResponse,
+    paths: Mapping[str, Callable[[], tuple[bool, str, bytes]]],
+) -> Iterable[bytes]:
+    """Answers a GET from the path's function: whether all is fine (200, else 503), type and content."""
+    if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+        return _answer(start_response, "405 Method Not Allowed", {"error": "only GET"})
+    path = paths.get(environ.get("PATH_INFO", ""))
+    if path is None:
+        return _answer(start_response, "404 Not Found", {"error": f"try {', '.join(paths)}"})
+    fine, kind, content = path()
+    status = "200 OK" if fine else "503 Service Unavailable"
+    start_response(status, [("Content-Type", kind), ("Content-Length", str(len(content)))])
+    return [content]
 
 
 class _Application:
@@ -194,7 +225,7 @@ class _Server(WSGIServer):
     allow_reuse_address = True
     request_queue_size = _CONNECTIONS_MAX
 
-    def __init__(self, address: Address, application: _Application) -> None:
+    def __init__(self, address: Address, application: Application) -> None:
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="admin")
         self._slots = threading.BoundedSemaphore(_CONNECTIONS_MAX)

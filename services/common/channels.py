@@ -32,7 +32,8 @@ async def channel(
     call_timeout_seconds: float = 5.0,
     message_bytes_max: int = 4 * 1024 * 1024,
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to every server that `address` resolves to, round robin over those whose health says SERVING.
+    """A channel to every server that `address` resolves to, round robin over those whose health says SERVING; or to
+    the one at a `unix:PATH`.
 
     Every call carries `token`; calls with one answer get the deadline `call_timeout_seconds` unless the
     caller gives one. Methods named in `idempotent` (`execution.ledger.v1.LicenseService/Authenticate`, or a
@@ -45,7 +46,8 @@ async def channel(
     """
     options = _options(idempotent, message_bytes_max)
     interceptors = _interceptors(token, call_timeout_seconds)
-    target = f"dns:///{address}"
+    text = str(address)
+    target = text if text.startswith("unix:") else f"dns:///{text}"
     if files is None:
         opened = grpc.aio.insecure_channel(target, options, interceptors=interceptors)
     else:

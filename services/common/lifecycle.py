@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -15,9 +13,11 @@ from typing import Final, TypeVar
 
 import uvloop
 
-from services.common import logs, settings, tracing
+from services.common import logs, settings, systemd, tracing, workers
 from services.common.errors import ConfigurationError
 from services.common.settings import ServiceSettings
+from services.common.stopping import Stop
+from services.common.worker import WorkerSettings, end_with_parent, ready_message
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ EXIT_OK: Final = 0
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 _STOP_MARGIN_SECONDS: Final = 10.0
+# The process that started workers waits longer than they take.
+_WORKERS_MARGIN_SECONDS: Final = 20.0
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def command_line(
@@ -39,54 +42,88 @@ def command_line(
     """Runs a service as `python -m services.NAME [serve|migrate]` and returns the exit code.
 
     `serve`, the default, enters `running(settings)` and leaves it on SIGTERM or SIGINT; `migrate` awaits
-    `migrate(settings)`. Codes: 0 ended as asked; 1 failed; 2 unknown subcommand; 3 configuration error.
+    `migrate(settings)`. Where the settings are WorkerSettings, `--workers N` serves from N processes. Codes:
+    0 ended as asked; 1 failed; 2 unknown subcommand or option; 3 configuration error.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     commands = ["serve"] + (["migrate"] if migrate is not None else [])
-    command = words[0] if words else "serve"
-    if len(words) > 1 or command not in commands:
-        print(
-            f"usage: python -m services.{settings_class.service_name} [{'|'.join(commands)}]", file=sys.stderr
-        )
+    has_workers = issubclass(settings_class, WorkerSettings)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    asked = _asked(words, commands, has_workers=has_workers)
+    if asked is None:
+        options = " [--workers N]" if has_workers else ""
+        name = settings_class.service_name
+        print(f"usage: python -m services.{name} [{'|'.join(commands)}]{options}", file=sys.stderr)
         return EXIT_USAGE
+    command, overrides = asked
     try:
-        loaded = settings.load(settings_class)
+        loaded = settings.load(settings_class, **overrides)
     except ConfigurationError as error:
         return _configuration_failure(error)
-    logs.configure(settings_class.service_name, loaded.log_level)
     if command == "migrate" and migrate is not None:
+        logs.configure(settings_class.service_name, loaded.log_level)
         migration = migrate(loaded)
         return run(lambda _: migration, interrupted_code=EXIT_FAILURE)
-    with tracing.exporting(settings_class.service_name, loaded.otel_exporter_otlp_endpoint):
-        return run(lambda stop: _serve(running(loaded), stop), grace_seconds=loaded.drain_grace_seconds)
+    return _serve_as_asked(loaded, running)
 
 
-class Stop:
-    """How a running process is asked to end."""
+def _asked(
+    words: list[str], commands: Sequence[str], *, has_workers: bool
+) -> tuple[str, dict[str, object]] | None:
+    """The subcommand and what options override; None if that is not how it is used."""
+    command = words.pop(0) if words and not words[0].startswith("-") else commands[0]
+    if command not in commands:
+        return None
+    if not words:
+        return command, {}
+    option, _, value = " ".join(words).replace("=", " ", 1).partition(" ")
+    if option != "--workers" or not has_workers or command != "serve" or not value or " " in value:
+        return None
+    return command, {"workers": value}
 
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        """Set by the first signal."""
-        self.is_graceful = False
-        self.was_forced = False
 
-    def begin_graceful(self) -> None:
-        """From now on a signal sets `asked` and does no more; before, it cancels what runs."""
-        self.is_graceful = True
+def _serve_as_asked(
+    loaded: SettingsT, running: Callable[[SettingsT], AbstractAsyncContextManager[object]]
+) -> int:
+    name, grace_seconds, worker = loaded.service_name, loaded.drain_grace_seconds, None
+    if isinstance(loaded, WorkerSettings):
+        if loaded.workers > 1 and not loaded.shares_ports:
+            logs.configure(name, loaded.log_level, node="parent")
+            return run(
+                lambda stop: workers.supervise(loaded, stop),
+                grace_seconds=grace_seconds + _WORKERS_MARGIN_SECONDS,
+            )
+        if loaded.worker_number is not None and loaded.worker_parent_pid is not None:
+            try:
+                end_with_parent(loaded.worker_parent_pid)
+            except ConfigurationError as error:
+                return _configuration_failure(error)
+            worker = loaded.worker_number
+    logs.configure(name, loaded.log_level, node=None if worker is None else f"worker-{worker}")
+    with tracing.exporting(name, loaded.otel_exporter_otlp_endpoint):
+        return run(
+            lambda stop: _serve(running(loaded), stop),
+            grace_seconds=grace_seconds,
+            again=(signal.SIGINT,) if worker is not None else _SIGNALS,
+        )
 
 
 def run(
-    main: Callable[[Stop], Awaitable[None]], *, grace_seconds: float = 10.0, interrupted_code: int = EXIT_OK
+    main: Callable[[Stop], Awaitable[None]],
+    *,
+    grace_seconds: float = 10.0,
+    interrupted_code: int = EXIT_OK,
+    again: Sequence[signal.Signals] = _SIGNALS,
 ) -> int:
     """Runs `main` on uvloop and returns the exit code.
 
     The first SIGTERM or SIGINT sets `stop.asked`, and cancels `main` if it has not called
-    `stop.begin_graceful()`. `main` is cancelled too at a second signal, and when it has not ended
-    `grace_seconds` and a margin later. A ConfigurationError is printed on stderr; other failures are logged.
+    `stop.begin_graceful()`. `main` is cancelled too at a second signal that is one of `again`, and when it has
+    not ended `grace_seconds` and a margin later. A ConfigurationError is printed on stderr; other failures are
+    logged.
     """
     stop = Stop()
     try:
-        uvloop.run(_supervised(main, stop, grace_seconds))
+        uvloop.run(_supervised(main, stop, grace_seconds, again))
     except ConfigurationError as error:
         return _configuration_failure(error)
     except asyncio.CancelledError:
@@ -99,7 +136,12 @@ def run(
     return EXIT_OK
 
 
-async def _supervised(main: Callable[[Stop], Awaitable[None]], stop: Stop, grace_seconds: float) -> None:
+async def _supervised(
+    main: Callable[[Stop], Awaitable[None]],
+    stop: Stop,
+    grace_seconds: float,
+    again: Sequence[signal.Signals],
+) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -111,6 +153,8 @@ async def _supervised(main: Callable[[Stop], Awaitable[None]], stop: Stop, grace
     def on_signal(number: int) -> None:
         name = signal.Signals(number).name
         if stop.asked.is_set():
+            if number not in again:
+                return
             _log.warning("%s again: stopping at once", name)
             force()
             return
@@ -120,57 +164,32 @@ async def _supervised(main: Callable[[Stop], Awaitable[None]], stop: Stop, grace
         if not stop.is_graceful:
             task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
     await main(stop)
 
 
 async def _serve(service: AbstractAsyncContextManager[object], stop: Stop) -> None:
-    async with service:
+    async with service as served:
         # What is there now stays; looking through it again and again would stop the event loop for 40 ms each time.
         gc.collect()
         gc.freeze()
         stop.begin_graceful()
-        watchdog = asyncio.create_task(_feed_watchdog(), name="systemd watchdog")
-        notify("READY=1")
+        watchdog = asyncio.create_task(systemd.feed_watchdog(), name="systemd watchdog")
+        systemd.notify(ready_message(served))
         _log.info("ready")
         try:
             await stop.asked.wait()
         finally:
-            notify("STOPPING=1")
+            systemd.notify("STOPPING=1")
             watchdog.cancel()
             await asyncio.gather(watchdog, return_exceptions=True)
     _log.info("stopped")
 
 
-async def _feed_watchdog() -> None:
-    """Tells systemd twice per WatchdogSec that the event loop is alive, if systemd asked for it."""
-    interval_us = os.environ.get("WATCHDOG_USEC", "")
-    if not interval_us.isdigit() or int(interval_us) == 0:
-        return
-    while True:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(int(interval_us) / 2e6)
-
-
-def notify(state: str) -> bool:
-    """Sends one line to systemd (sd_notify(3)); False when nobody asked for it or listens."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return False
-    address = "\0" + path[1:] if path.startswith("@") else path
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-            notifier.setblocking(False)
-            notifier.sendto(state.encode(), address)
-    except OSError as error:
-        _log.warning("systemd was not notified: %s", error)
-        return False
-    return True
-
-
 def _configuration_failure(error: ConfigurationError) -> int:
-    print(error.message, file=sys.stderr)
+    if error.message:
+        print(error.message, file=sys.stderr)
     return ConfigurationError.exit_code
 
 

@@ -16,11 +16,14 @@ _QUIET: Final = ("grpc", "asyncio", "opentelemetry")
 EventDict = MutableMapping[str, Any]
 
 
-def configure(service_name: str, level: str = "INFO", *, output: TextIO | None = None) -> None:
+def configure(
+    service_name: str, level: str = "INFO", *, node: str | None = None, output: TextIO | None = None
+) -> None:
     """Sends all logging of the process to `output` (stdout) as one JSON object per line. May be called again.
 
-    Fields: @timestamp, log.level, log.logger, message, service.name, trace.id and span.id inside a span,
-    error.type, error.message and error.stack_trace for exceptions, and whatever the caller adds.
+    Fields: @timestamp, log.level, log.logger, message, service.name, service.node.name where `node` says which
+    process of a service this is, trace.id and span.id inside a span, error.type, error.message and
+    error.stack_trace for exceptions, and whatever the caller adds.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -28,7 +31,7 @@ def configure(service_name: str, level: str = "INFO", *, output: TextIO | None =
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="@timestamp"),
-        _Ecs(service_name),
+        _Ecs(service_name, node),
     ]
     structlog.configure(
         processors=[
@@ -68,14 +71,17 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 class _Ecs:
     """Renames structlog's keys to those of the Elastic Common Schema and adds what every line has."""
 
-    def __init__(self, service_name: str) -> None:
+    def __init__(self, service_name: str, node: str | None) -> None:
         self._service_name = service_name
+        self._node = node
 
     def __call__(self, logger: Any, method: str, event: EventDict) -> EventDict:
         event["message"] = str(event.pop("event", ""))[:_MESSAGE_CHARACTERS_MAX]
         event["log.level"] = event.pop("level", method)
         event["log.logger"] = event.pop("logger", "")
         event["service.name"] = self._service_name
+        if self._node is not None:
+            event["service.node.name"] = self._node
         self._add_error(event)
         span = trace.get_current_span().get_span_context()
         if span.is_valid:

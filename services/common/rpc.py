@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import grpc
@@ -106,8 +107,9 @@ async def serving(
     authorizer: auth.Authorizer,
     serving_at_once: bool = True,
     draining: asyncio.Event | None = None,
+    unix_path: Path | None = None,
 ) -> AsyncIterator[Server]:
-    """Serves the registrations on `settings.grpc_bind_address` until the block ends.
+    """Serves the registrations on `settings.grpc_bind_address`, or on a unix socket, until the block ends.
 
     Adds grpc.health.v1 (the process as '' and each service by name) and reflection, both open to all. With
     `serving_at_once` false the services stay NOT_SERVING until `set_serving`; the process serves all the
@@ -138,12 +140,12 @@ async def serving(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
     reflection.enable_server_reflection((*methods, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server)
-    port = _bind(grpc_server, settings)
+    port = _bind(grpc_server, settings, unix_path)
     server = Server(grpc_server, port, health_servicer, tuple(methods), draining or asyncio.Event())
     await server.set_all_serving(serving_at_once)
     await server.set_serving("", True)
     await grpc_server.start()
-    _log.info("gRPC serves on %s", settings.grpc_bind_address.with_port(server.port))
+    _log.info("gRPC serves on %s", unix_path or settings.grpc_bind_address.with_port(server.port))
     try:
         yield server
     finally:
@@ -162,10 +164,13 @@ async def _drain(server: Server, guard: CallGuard, grace_seconds: float) -> None
         _log.error("gRPC handlers still run %g s after they were cancelled", _CANCELLATION_SECONDS)
 
 
-def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> int:
+def _bind(server: grpc.aio.Server, settings: ServiceSettings, unix_path: Path | None) -> int:
+    if unix_path is not None:
+        return server.add_insecure_port(f"unix:{unix_path}")
     address, files = settings.grpc_bind_address, tls.server_files(settings)
     try:
-        _require_free(address)
+        if not settings.shares_ports:
+            _require_free(address)
         if files is None:
             return server.add_insecure_port(str(address))
         return server.add_secure_port(str(address), tls.server_credentials(files))
@@ -219,7 +224,7 @@ class _Recorder:
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     options = [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(settings.shares_ports)),
         ("grpc.max_receive_message_length", settings.grpc_message_bytes_max),
         ("grpc.max_send_message_length", settings.grpc_message_bytes_max),
         ("grpc.max_metadata_size", _METADATA_BYTES_MAX),

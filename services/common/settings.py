@@ -177,6 +177,11 @@ class ServiceSettings(BaseSettings):
             raise ValueError("DATABASE_POOL_SIZE_MIN must not exceed DATABASE_POOL_SIZE_MAX")
         return self
 
+    @property
+    def shares_ports(self) -> bool:
+        """Whether other processes of the service listen on the same ports; see services.common.worker."""
+        return False
+
     @classmethod
     def settings_customise_sources(
         cls,

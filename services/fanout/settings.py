@@ -8,9 +8,10 @@ from pydantic import Field
 
 from services.common.h2grpc import Http2Settings
 from services.common.settings import Address
+from services.common.worker import WorkerSettings
 
 
-class FanoutSettings(Http2Settings):
+class FanoutSettings(WorkerSettings, Http2Settings):
     """Addresses and bounds of the fan-out, from environment variables of the same names in upper case."""
 
     service_name: ClassVar[str] = "fanout"
