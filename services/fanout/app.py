@@ -24,15 +24,15 @@ from services.fanout.backlog import Backlog, BacklogLimits
 from services.fanout.catch_up import CatchUp
 from services.fanout.delivery import Delivery, Needs
 from services.fanout.domain import errors
-from services.fanout.domain.cursor import Cursor
 from services.fanout.domain.index import LogIndex
 from services.fanout.domain.intake import Intake
 from services.fanout.domain.lag import LagLimits
 from services.fanout.domain.pacing import Pacing
 from services.fanout.domain.ring import Ring
-from services.fanout.domain.stream import StreamLimits
+from services.fanout.domain.stream import StreamLimits, Turn
 from services.fanout.entitlements import Changes, EntitlementLimits, Entitlements, LedgerEvents
 from services.fanout.front_door import FrontDoor, request_from_nobody
+from services.fanout.full_syncs import FullSyncs
 from services.fanout.hub import Hub, HubLimits
 from services.fanout.live import LiveEntitlements
 from services.fanout.opening import Opening
@@ -41,6 +41,7 @@ from services.fanout.servicer import ALLOWED, FanoutServicer, add_to_server
 from services.fanout.settings import FanoutSettings
 from services.fanout.snapshots import Ask, SnapshotLimits, Snapshots
 from services.fanout.standing import Standing
+from services.fanout.stream_tasks import StreamTasks
 from services.fanout.tailer import Tailer, TailLimits
 
 Server: TypeAlias = rpc.Server | h2grpc.Server
@@ -157,21 +158,34 @@ async def _parts(
     entitlements = Entitlements(
         license_service_pb2_grpc.LicenseServiceStub(ledger), clock, _entitlement_limits(settings)
     )
-    live = LiveEntitlements(
-        hub, entitlements, clock, refresh_interval_seconds=settings.refresh_interval_seconds
-    )
     subscriptions = subscription_service_pb2_grpc.SubscriptionServiceStub(ledger)
     recorder = Recorder(subscriptions, _record_limits(settings))
-    standing = await stack.enter_async_context(
-        Standing(subscriptions, clock, calls_max=settings.standing_calls_max)
+    stream_tasks = await stack.enter_async_context(StreamTasks())
+    full_syncs = FullSyncs(
+        snapshots,
+        stream_tasks,
+        clock,
+        retry_seconds_max=settings.full_sync_retry_seconds_max,
+        on_done=recorder.full_sync_done,
+    )
+    live = LiveEntitlements(
+        hub, entitlements, full_syncs, clock, refresh_interval_seconds=settings.refresh_interval_seconds
+    )
+    standing = Standing(
+        subscriptions,
+        full_syncs,
+        stream_tasks,
+        clock,
+        calls_max=settings.standing_calls_max,
+        retry_seconds_max=settings.standing_retry_seconds_max,
     )
 
     def on_replaced() -> None:
         backlog.clear()
         hub.end_all(errors.log_replaced())
 
-    def on_turned(delivery: Delivery, cursor: Cursor) -> None:
-        recorder.turned(delivery.stream.reader.user_id, cursor.master_id, cursor.sync, cursor.sync_reason)
+    def on_turned(delivery: Delivery, turn: Turn) -> None:
+        recorder.turned(delivery.stream.reader.user_id, turn)
 
     tailer = Tailer(
         client,
@@ -183,7 +197,7 @@ async def _parts(
         on_snapshot=snapshots.stored,
         on_replaced=on_replaced,
     )
-    changes = Changes(live.on_subscription, live.on_license, live.on_unsure)
+    changes = Changes(live.on_subscription, live.on_license, live.on_full_sync, live.on_unsure)
     events = LedgerEvents(client, entitlements, changes, block_ms=settings.tail_block_ms)
     servicer = FanoutServicer(
         hub=hub,
@@ -194,6 +208,7 @@ async def _parts(
         snapshots=snapshots,
         recorder=recorder,
         standing=standing,
+        tasks=stream_tasks,
         needs=Needs(page=catch_up.fetch, turned=on_turned),
         clock=clock,
         lag_limits=_lag_limits(settings),
@@ -297,5 +312,6 @@ def _record_limits(settings: FanoutSettings) -> RecordLimits:
         interval_seconds=settings.record_interval_seconds,
         batch_max=settings.record_batch_max,
         pending_max=settings.record_pending_max,
+        transitions_max=settings.record_transitions_max,
         timeout_seconds=settings.peer_call_timeout_seconds,
     )

@@ -41,6 +41,7 @@ class CatchUp:
         task.add_done_callback(self._tasks.discard)
 
     async def _fetch(self, delivery: Delivery, cursor: Cursor) -> None:
+        position = cursor.position
         try:
             answer = await self._read(delivery, cursor)
         except ServiceError as error:
@@ -51,7 +52,10 @@ class CatchUp:
             delivery.end(UnavailableError("older signals cannot be read", reason="BACKLOG_FAILED"))
             return
         now_us = self._clock.now_us()
-        if isinstance(answer, Gone):
+        if cursor.position != position:
+            # A full sync took the cursor elsewhere: what it waits for now is asked for anew.
+            pass
+        elif isinstance(answer, Gone):
             delivery.stream.skip_to(cursor, self._floor(cursor, answer), now_us)
         elif answer is not None:
             delivery.stream.feed(cursor, answer, now_us)

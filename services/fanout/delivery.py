@@ -15,7 +15,7 @@ from services.fanout.domain.codec import Message
 from services.fanout.domain.cursor import Cursor
 from services.fanout.domain.lag import Lag, LagLimits, Verdict, judge
 from services.fanout.domain.ring import Slice
-from services.fanout.domain.stream import ProgressCache, Stream
+from services.fanout.domain.stream import ProgressCache, Stream, Turn
 from services.fanout.edge import StreamWriter
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Needs:
 
     page: Callable[[Delivery, Cursor], None]
     """A cursor waits for older records; called once for each wait."""
-    turned: Callable[[Delivery, Cursor], None]
+    turned: Callable[[Delivery, Turn], None]
     """A cursor's sync state changed."""
 
 
@@ -150,8 +150,8 @@ class Delivery:
             if cursor not in self._asked:
                 self._asked.add(cursor)
                 self._needs.page(self, cursor)
-        for cursor in self.stream.turned():
-            self._needs.turned(self, cursor)
+        for turn in self.stream.turned():
+            self._needs.turned(self, turn)
 
 
 def _gap_name(reason: int) -> str:

@@ -45,6 +45,8 @@ class Entitlement:
     version: int
     cancelled: bool = False
     reason: str = ""
+    full_sync_due: int = 0
+    """Number of the full sync that was asked for and not done when the ledger was asked; announcements say 0."""
 
     def is_newer_than(self, other: Entitlement) -> bool:
         """Whether this state of the user's subscription to the master came after `other`, or is the same."""
@@ -76,6 +78,17 @@ class EntitlementLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class FullSyncAsked:
+    """Somebody asked for a full sync of a subscription's streams."""
+
+    user_id: str
+    subscription_id: str
+    master_id: int
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """Who is told of changes."""
 
@@ -83,6 +96,7 @@ class Changes:
     """(user_id, the subscription's new state)"""
     license: Callable[[str, str, bool, int], None]
     """(user_id, license_id, revoked, expires_at_us)"""
+    full_sync: Callable[[FullSyncAsked], None]
     unsure: Callable[[], None]
     """Changes may have been missed."""
 
@@ -212,7 +226,11 @@ class Entitlements:
             expires_at_us=answer.expires_at.ToMicroseconds(),
             entitlements={
                 one.master_id: Entitlement(
-                    one.subscription_id, one.master_id, pause_of(one.pause), one.version
+                    one.subscription_id,
+                    one.master_id,
+                    pause_of(one.pause),
+                    one.version,
+                    full_sync_due=one.full_sync_due,
                 )
                 for one in answer.entitlements
             },
@@ -276,6 +294,13 @@ class LedgerEvents:
             self._subscription(event.subscription_changed)
         elif kind == "license_changed":
             self._license(event.license_changed)
+        elif kind == "full_sync_requested":
+            asked = event.full_sync_requested
+            self._changes.full_sync(
+                FullSyncAsked(
+                    asked.user_id, asked.subscription_id, asked.master_id, asked.full_sync, asked.reason
+                )
+            )
 
     def _subscription(self, changed: events_pb2.SubscriptionChanged) -> None:
         entitlement = Entitlement(

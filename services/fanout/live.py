@@ -10,7 +10,9 @@ from services.common.errors import ServiceError, UnauthenticatedError
 from services.fanout import metrics
 from services.fanout.delivery import Delivery
 from services.fanout.domain import errors
-from services.fanout.entitlements import Entitlement, Entitlements, Identity
+from services.fanout.domain.filter import Pause
+from services.fanout.entitlements import Entitlement, Entitlements, FullSyncAsked, Identity
+from services.fanout.full_syncs import FullSyncs
 from services.fanout.hub import Hub
 
 _log = logging.getLogger(__name__)
@@ -22,10 +24,17 @@ class LiveEntitlements:
     """What announced changes, and what is read again when some may have been missed, mean for open streams."""
 
     def __init__(
-        self, hub: Hub, entitlements: Entitlements, clock: Clock, *, refresh_interval_seconds: float
+        self,
+        hub: Hub,
+        entitlements: Entitlements,
+        full_syncs: FullSyncs,
+        clock: Clock,
+        *,
+        refresh_interval_seconds: float,
     ) -> None:
         self._hub = hub
         self._entitlements = entitlements
+        self._full_syncs = full_syncs
         self._clock = clock
         self._refresh_interval_seconds = refresh_interval_seconds
         self._tokens: dict[int, str] = {}
@@ -55,6 +64,13 @@ class LiveEntitlements:
             delivery.stream.expires_at_us = expires_at_us
             if revoked:
                 delivery.end(errors.license_revoked())
+
+    def on_full_sync(self, asked: FullSyncAsked) -> None:
+        """A full sync of a subscription was asked for."""
+        for delivery in self._hub.of_user(asked.user_id):
+            cursor = delivery.stream.cursors.get(asked.master_id)
+            if cursor is not None and cursor.subscription_id == asked.subscription_id:
+                self._full_syncs.asked(delivery, cursor, asked.number, asked.reason)
 
     def on_unsure(self) -> None:
         """Changes may have been missed: everything is read again."""
@@ -92,6 +108,13 @@ class LiveEntitlements:
         else:
             self.reconcile(delivery, identity)
             delivery.pump()
+            self._ask_for_full_syncs(delivery, identity)
+
+    def _ask_for_full_syncs(self, delivery: Delivery, identity: Identity) -> None:
+        for master_id, cursor in tuple(delivery.stream.cursors.items()):
+            entitlement = identity.entitlements.get(master_id)
+            if entitlement is not None and entitlement.subscription_id == cursor.subscription_id:
+                self._full_syncs.asked(delivery, cursor, entitlement.full_sync_due)
 
     def reconcile(self, delivery: Delivery, identity: Identity) -> None:
         """Brings a stream in line with what its user may read now."""
@@ -109,13 +132,16 @@ class LiveEntitlements:
             return False
         if entitlement.cancelled:
             return self._cancel(delivery, entitlement.master_id, entitlement.reason)
-        return delivery.stream.pause(
+        is_news = delivery.stream.pause(
             entitlement.master_id,
             entitlement.pause,
             entitlement.version,
             entitlement.reason,
             self._clock.now_us(),
         )
+        if is_news and cursor.pause is Pause.NONE:
+            self._full_syncs.pause_ended(delivery, cursor)
+        return is_news
 
     def _cancel(self, delivery: Delivery, master_id: int, reason: str) -> bool:
         cursor = delivery.stream.cancel(master_id, reason, self._clock.now_us())

@@ -26,10 +26,8 @@ class Opened:
     """A stream that is about to begin."""
 
     stream: Stream
-    snapshots: tuple[Cursor, ...]
-    """The cursors that wait for a snapshot."""
-    resumed: tuple[Cursor, ...]
-    """The cursors that go on after a position."""
+    begun: tuple[tuple[Cursor, Begin], ...]
+    """Each cursor, and where it begins: with SNAPSHOT it waits for one."""
 
 
 class Opening:
@@ -71,11 +69,7 @@ class Opening:
             page = pages.get(cursor.master_id)
             if page is not None:
                 stream.feed(cursor, page, self._clock.now_us())
-        return Opened(
-            stream,
-            snapshots=tuple(stream.cursors[one.master_id] for one in wanted if one.begin is Begin.SNAPSHOT),
-            resumed=tuple(stream.cursors[one.master_id] for one in wanted if one.begin is Begin.AFTER),
-        )
+        return Opened(stream, tuple((stream.cursors[one.master_id], one.begin) for one in wanted))
 
     async def head(self, master_id: int) -> Position:
         """The last position of a master, as far as this process or the log knows.

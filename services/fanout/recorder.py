@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from execution.common.v1 import position_pb2
 from execution.ledger.v1 import subscription_service_pb2 as ledger_pb
@@ -16,11 +17,13 @@ from services.common.errors import ResourceExhaustedError, ServiceError
 from services.fanout import metrics
 from services.fanout.domain.cursor import Sync
 from services.fanout.domain.position import ZERO, Position
+from services.fanout.domain.stream import Turn
 
 _log = logging.getLogger(__name__)
 
-_SYNC_STATES = {
-    Sync.UNKNOWN: ledger_pb.SYNC_STATE_UNSPECIFIED,
+_REASON_CHARACTERS_MAX: Final = 200
+
+_SYNC_STATES: Final = {
     Sync.SYNCED: ledger_pb.SYNC_STATE_SYNCED,
     Sync.DEGRADED_GAP: ledger_pb.SYNC_STATE_DEGRADED_GAP,
     Sync.RESYNCING: ledger_pb.SYNC_STATE_RESYNCING,
@@ -30,8 +33,8 @@ _SYNC_STATES = {
 @dataclass(slots=True)
 class _Pending:
     acknowledged: Position = ZERO
-    sync: Sync = Sync.UNKNOWN
-    reason: str = ""
+    turns: list[Turn] = field(default_factory=list)
+    full_sync_done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class RecordLimits:
     batch_max: int
     pending_max: int
     timeout_seconds: float
+    transitions_max: int
+    """Changes of one subscription's sync state that may wait."""
 
 
 class Recorder:
@@ -71,13 +76,31 @@ class Recorder:
             pending = self._pending.setdefault((user_id, master_id), _Pending())
             pending.acknowledged = max(pending.acknowledged, position)
 
-    def turned(self, user_id: str, master_id: int, sync: Sync, reason: str) -> None:
+    def turned(self, user_id: str, turn: Turn) -> None:
         """The subscription's sync state changed; dropped, and counted, when too much waits already."""
+        pending = self._take_in(user_id, turn.cursor.master_id)
+        if pending is not None:
+            pending.turns.append(turn)
+            self._bound(pending)
+            pending.full_sync_done = max(pending.full_sync_done, turn.full_sync_done)
+
+    def full_sync_done(self, user_id: str, master_id: int, number: int) -> None:
+        """The full sync of that number was told whole; dropped, and counted, when too much waits already."""
+        pending = self._take_in(user_id, master_id)
+        if pending is not None:
+            pending.full_sync_done = max(pending.full_sync_done, number)
+
+    def _take_in(self, user_id: str, master_id: int) -> _Pending | None:
         if len(self._pending) >= self._limits.pending_max and (user_id, master_id) not in self._pending:
             metrics.RECORDED.labels("dropped").inc()
-            return
-        pending = self._pending.setdefault((user_id, master_id), _Pending())
-        pending.sync, pending.reason = sync, reason
+            return None
+        return self._pending.setdefault((user_id, master_id), _Pending())
+
+    def _bound(self, pending: _Pending) -> None:
+        excess = len(pending.turns) - self._limits.transitions_max
+        if excess > 0:
+            del pending.turns[:excess]
+            metrics.RECORDED.labels("dropped_transition").inc(excess)
 
     async def run(self) -> None:
         """Sends what waits, in each interval, until cancelled; then once more."""
@@ -126,17 +149,23 @@ class Recorder:
             newer = self._pending.setdefault(key, older)
             if newer is not older:
                 newer.acknowledged = max(newer.acknowledged, older.acknowledged)
-                if newer.sync is Sync.UNKNOWN:
-                    newer.sync, newer.reason = older.sync, older.reason
+                newer.full_sync_done = max(newer.full_sync_done, older.full_sync_done)
+                newer.turns[:0] = older.turns
+                self._bound(newer)
 
 
 def _position(user_id: str, master_id: int, pending: _Pending) -> ledger_pb.SubscriberPosition:
     position = ledger_pb.SubscriberPosition(
-        user_id=user_id,
-        master_id=master_id,
-        sync_state=_SYNC_STATES[pending.sync],
-        reason=pending.reason[:200],
+        user_id=user_id, master_id=master_id, full_sync_done=pending.full_sync_done
     )
+    for turn in pending.turns:
+        one = position.transitions.add(
+            sync_state=_SYNC_STATES[turn.sync], reason=turn.reason[:_REASON_CHARACTERS_MAX]
+        )
+        one.changed_at.FromMicroseconds(turn.at_us)
+    if pending.turns:
+        # For a ledger that knows no transitions yet.
+        position.sync_state, position.reason = one.sync_state, one.reason
     if pending.acknowledged != ZERO:
         position.acknowledged.CopyFrom(
             position_pb2.StreamPosition(

@@ -21,7 +21,7 @@ from services.fanout.domain.cursor import Cursor
 from services.fanout.domain.errors import PositionUnavailableError, Unavailable
 from services.fanout.domain.lag import LagLimits
 from services.fanout.domain.position import Position
-from services.fanout.domain.request import page_of, positions_of, starts_of
+from services.fanout.domain.request import Begin, page_of, positions_of, starts_of
 from services.fanout.domain.stream import Reader, Stream, state_of
 from services.fanout.edge.choice import writer_of
 from services.fanout.entitlements import Entitlements, Identity
@@ -31,6 +31,7 @@ from services.fanout.opening import Opening
 from services.fanout.recorder import Recorder
 from services.fanout.snapshots import Snapshots
 from services.fanout.standing import Standing
+from services.fanout.stream_tasks import StreamTasks
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["FanoutService"].full_name
 SUBSCRIBE: Final = f"/{SERVICE}/Subscribe"
@@ -59,6 +60,7 @@ class FanoutServicer:
         snapshots: Snapshots,
         recorder: Recorder,
         standing: Standing,
+        tasks: StreamTasks,
         needs: Needs,
         clock: Clock,
         lag_limits: LagLimits,
@@ -71,6 +73,7 @@ class FanoutServicer:
         self._snapshots = snapshots
         self._recorder = recorder
         self._standing = standing
+        self._tasks = tasks
         self._needs = needs
         self._clock = clock
         self._lag_limits = lag_limits
@@ -103,12 +106,13 @@ class FanoutServicer:
         self._live.opened(delivery, token)
         try:
             await self._settle(delivery, token, identity)
-            for cursor in opened.snapshots:
-                self._snapshots.begin(delivery, cursor)
-            for cursor in opened.resumed:
-                self._standing.learn(delivery, cursor)
+            for cursor, begin in opened.begun:
+                if begin is Begin.SNAPSHOT:
+                    self._snapshots.begin(delivery, cursor)
+                self._standing.learn(delivery, cursor, begin)
             await writer.run(delivery)
         finally:
+            self._tasks.closed(delivery)
             self._live.closed(delivery)
             self._hub.remove(delivery)
 

@@ -93,9 +93,15 @@ class FanoutSettings(WorkerSettings, Http2Settings):
     record_interval_seconds: float = Field(default=0.5, gt=0, le=10)
     record_batch_max: int = Field(default=10_000, ge=1, le=10_000)
     record_pending_max: int = Field(default=200_000, ge=1)
+    record_transitions_max: int = Field(default=32, ge=2, le=32)
+    """Changes of one subscription's sync state that may wait; of more the newest are kept."""
 
     standing_calls_max: int = Field(default=8, ge=1)
-    """Subscriptions that are looked up at the ledger at once, to learn whether a resuming subscriber is in step."""
+    """Subscriptions that are looked up at the ledger at once, to learn how the subscriber of a new stream stands."""
+    standing_retry_seconds_max: float = Field(default=10.0, gt=0)
+    """The longest wait before a look-up that failed is tried again, while its stream lives."""
+    full_sync_retry_seconds_max: float = Field(default=10.0, gt=0)
+    """The same for the snapshot of a full sync that somebody asked for."""
 
     drain_jitter_seconds: float = Field(default=5.0, ge=0)
     """Clients of a draining process are told to reconnect at moments spread over this time."""

@@ -44,6 +44,12 @@ class SnapshotLimits:
     waits_max: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    snapshot: snapshot_pb2.Snapshot
+    is_holed: bool = False
+
+
 class Snapshots:
     """One search per master, whoever waits for it."""
 
@@ -55,7 +61,7 @@ class Snapshots:
         self._ask = ask
         self._clock = clock
         self._limits = limits
-        self._searches: dict[int, asyncio.Task[snapshot_pb2.Snapshot]] = {}
+        self._searches: dict[int, asyncio.Task[_Found]] = {}
         self._stored: dict[int, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -89,13 +95,21 @@ class Snapshots:
         delivery.stream.begin_with(cursor, snapshot, self._clock.now_us())
         delivery.pump()
 
-    async def find(self, log: MasterLog) -> snapshot_pb2.Snapshot:
+    async def find(self, log: MasterLog, *, even_holed: bool = True) -> snapshot_pb2.Snapshot:
         """A snapshot of the log's master from which the log goes on without a hole.
+
+        When none comes in time, an older one that a hole follows is better than nothing if `even_holed`.
 
         Raises:
             UnavailableError: there is none and none came in time, or Redis is away.
             ResourceExhaustedError: snapshots of too many masters are being waited for.
         """
+        found = await self._find(log)
+        if found.is_holed and not even_holed:
+            raise errors.snapshot_unavailable(log.master_id, self._limits.wait_seconds)
+        return found.snapshot
+
+    async def _find(self, log: MasterLog) -> _Found:
         search = self._searches.get(log.master_id)
         if search is None:
             if len(self._searches) >= self._limits.waits_max:
@@ -107,7 +121,7 @@ class Snapshots:
             search.add_done_callback(lambda _: self._searches.pop(log.master_id, None))
         return await asyncio.shield(search)
 
-    async def _search(self, log: MasterLog) -> snapshot_pb2.Snapshot:
+    async def _search(self, log: MasterLog) -> _Found:
         event = self._stored[log.master_id] = asyncio.Event()
         try:
             return await self._search_until(
@@ -116,14 +130,12 @@ class Snapshots:
         finally:
             del self._stored[log.master_id]
 
-    async def _search_until(
-        self, log: MasterLog, event: asyncio.Event, until: float
-    ) -> snapshot_pb2.Snapshot:
+    async def _search_until(self, log: MasterLog, event: asyncio.Event, until: float) -> _Found:
         loop = asyncio.get_running_loop()
         fallback = await self._stored_snapshot(log)
         if fallback is not None and not _has_hole_after(log, _as_of(fallback)):
             metrics.SNAPSHOTS.labels("stored").inc()
-            return fallback
+            return _Found(fallback)
         ask_again_at = 0.0
         while (remaining_seconds := until - loop.time()) > 0:
             if loop.time() >= ask_again_at:
@@ -138,11 +150,11 @@ class Snapshots:
             snapshot = await self._stored_snapshot(log)
             if snapshot is not None and not _has_hole_after(log, _as_of(snapshot)):
                 metrics.SNAPSHOTS.labels("asked").inc()
-                return snapshot
+                return _Found(snapshot)
         if fallback is not None:
-            # It is older than a hole, which is told after it: better than nothing.
+            # The hole that follows it is told after it.
             metrics.SNAPSHOTS.labels("holed").inc()
-            return fallback
+            return _Found(fallback, is_holed=True)
         metrics.SNAPSHOTS.labels("missing").inc()
         raise errors.snapshot_unavailable(log.master_id, self._limits.wait_seconds)
 

@@ -59,6 +59,8 @@ class Cursor:
         "_withheld_from",
         "_withheld_to",
         "acknowledged",
+        "full_sync",
+        "full_sync_told",
         "log",
         "master_id",
         "pause",
@@ -83,6 +85,10 @@ class Cursor:
         self.place = Place.SNAPSHOT
         self.position = Position(0, 0)
         self.acknowledged = Position(0, 0)
+        self.full_sync = 0
+        """Number of the last full sync that was asked for, as far as this stream knows."""
+        self.full_sync_told = 0
+        """The last of them whose snapshot was told."""
         self.pause = pause
         self.version = version
         self.sync = Sync.UNKNOWN
@@ -122,14 +128,17 @@ class Cursor:
         self.position = held(position)
         self._find()
 
-    def resync(self) -> None:
+    def resync(self, reason: str = "a full sync is under way") -> None:
         """A full sync is under way: in step again when everything up to now was told after the snapshot."""
-        self._turn(Sync.RESYNCING, "a full sync is under way")
+        self.sync_target = None
+        self._turn(Sync.RESYNCING, reason)
 
     def start_with(self, snapshot: snapshot_pb2.Snapshot) -> Message:
         """Begins with a snapshot; returns the message that tells it."""
         self.start(Position(snapshot.as_of.epoch, snapshot.as_of.sequence))
         self.sync_target = max(self.log.head, self.position)
+        self._sync_reason_at_target = "the full sync is complete"
+        self.full_sync_told = self.full_sync
         return snapshot_message(snapshot)
 
     def in_step_at(self, target: Position, reason: str) -> None:
@@ -159,8 +168,8 @@ class Cursor:
             self._turn(Sync.SYNCED, self._sync_reason_at_target)
 
     def feed(self, page: Segment) -> None:
-        """Goes on in a page of older records that covers the position; meaningful while BEHIND."""
-        if self.place is not Place.BEHIND:
+        """Goes on in a page of older records; meaningful while BEHIND, and where the page covers the position."""
+        if self.place is not Place.BEHIND or not page.covers(self.position):
             return
         self._segment = page
         self._offset = page.offset_after(self.position)

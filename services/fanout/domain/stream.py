@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
@@ -61,6 +61,17 @@ class StreamLimits:
     progress_interval_seconds: float
 
 
+class Turn(NamedTuple):
+    """A cursor's sync state changed."""
+
+    cursor: Cursor
+    sync: Sync
+    reason: str
+    at_us: int
+    full_sync_done: int
+    """Number of the full sync that came to its end with this; 0 is none."""
+
+
 class ProgressCache:
     """Progress messages of one instant, shared by streams that stand at the same places."""
 
@@ -110,7 +121,7 @@ class Stream:
         self._control: list[Message] = []
         self._ready: dict[Cursor, None] = {}
         self._behind: dict[Cursor, None] = {}
-        self._turned: list[Cursor] = []
+        self._turned: list[Turn] = []
         self._progress_due_us = now_us
         self._complete_at_us = now_us
         self._was_complete = False
@@ -289,9 +300,22 @@ class Stream:
             self._see(cursor, now_us)
 
     def begin_with(self, cursor: Cursor, snapshot: snapshot_pb2.Snapshot, now_us: int) -> None:
-        """Gives a cursor the snapshot that it waits for."""
-        if self.cursors.get(cursor.master_id) is cursor and cursor.place is Place.SNAPSHOT:
-            self._control.append(cursor.start_with(snapshot))
+        """Gives a cursor the snapshot that it waits for, or, while it goes on, that of a full sync."""
+        if self.cursors.get(cursor.master_id) is not cursor:
+            return
+        withheld = cursor.flush_withheld()
+        if withheld is not None:
+            self._control.append(withheld)
+        self._control.append(cursor.start_with(snapshot))
+        # From here on the reader is catching up, by right.
+        self._was_complete = False
+        self._complete_at_us = now_us
+        self._see(cursor, now_us)
+
+    def resync(self, cursor: Cursor, reason: str, now_us: int) -> None:
+        """A full sync was asked for: says so; the stream goes on until `begin_with` brings the snapshot."""
+        if self.cursors.get(cursor.master_id) is cursor:
+            cursor.resync(reason)
             self._see(cursor, now_us)
 
     def stood(self, cursor: Cursor, sync: Sync, now_us: int) -> None:
@@ -307,8 +331,8 @@ class Stream:
             cursor.acknowledged = position
             self._unacknowledged_since_us = now_us
 
-    def turned(self) -> list[Cursor]:
-        """The cursors whose sync state changed since the last call."""
+    def turned(self) -> list[Turn]:
+        """The changes of sync states since the last call, oldest first."""
         turned, self._turned = self._turned, []
         return turned
 
@@ -355,7 +379,8 @@ class Stream:
 
     def _tell_sync(self, cursor: Cursor, now_us: int) -> None:
         cursor.sync_changed = False
-        self._turned.append(cursor)
+        done = cursor.full_sync_told if cursor.sync is Sync.SYNCED else 0
+        self._turned.append(Turn(cursor, cursor.sync, cursor.sync_reason, now_us, done))
         if cursor.pause is not Pause.NONE:
             # A pause counts before sync; what sync is then is told when the pause ends.
             return

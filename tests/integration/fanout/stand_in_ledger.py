@@ -20,7 +20,12 @@ from execution.ledger.v1 import (
 from execution.ledger.v1 import license_service_pb2 as license_pb
 from execution.ledger.v1 import subscription_service_pb2 as subscription_pb
 from services.common import auth, rpc, settings, stream
-from services.common.errors import FailedPreconditionError, NotFoundError, OutOfRangeError
+from services.common.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    OutOfRangeError,
+    UnavailableError,
+)
 from tests.integration.fanout.written_log import now_us
 
 SERVICE_TOKEN = "service-token-of-the-tests"
@@ -38,6 +43,12 @@ class Subscription:
     pause: int = license_pb.PAUSE_SCOPE_UNSPECIFIED
     version: int = 1
     cancelled: bool = False
+    full_sync_asked: int = 0
+    full_sync_done: int = 0
+
+    @property
+    def full_sync_due(self) -> int:
+        return self.full_sync_asked if self.full_sync_asked > self.full_sync_done else 0
 
 
 @dataclass
@@ -62,6 +73,9 @@ class StandInLedger:
     """Positions at or behind which the archive can be read; missing means from the first."""
     recorded: dict[tuple[str, int], list[subscription_pb.SubscriberPosition]] = field(default_factory=dict)
     authenticate_calls: int = 0
+    subscriptions_away: int = 0
+    """So many look-ups of a subscription fail."""
+    subscription_calls: int = 0
     _event_id: int = 0
     _recorded: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -73,6 +87,10 @@ class StandInLedger:
     def record(self, positions: Iterable[subscription_pb.SubscriberPosition]) -> None:
         for one in positions:
             self.recorded.setdefault((one.user_id, one.master_id), []).append(one)
+            for user in self.users.values():
+                if user.user_id == one.user_id and one.master_id in user.subscriptions:
+                    subscription = user.subscriptions[one.master_id]
+                    subscription.full_sync_done = max(subscription.full_sync_done, one.full_sync_done)
         self._recorded.set()
 
     def add_user(self, token: str, *master_ids: int, lifetime_us: int = 3_600_000_000) -> User:
@@ -87,6 +105,11 @@ class StandInLedger:
         """What was recorded last."""
         states = [one.sync_state for one in self.recorded.get((user_id, master_id), []) if one.sync_state]
         return states[-1] if states else subscription_pb.SYNC_STATE_UNSPECIFIED
+
+    def transitions(self, user: User, master_id: int) -> list[subscription_pb.SyncState.ValueType]:
+        """Every sync state that was recorded, oldest first."""
+        positions = self.recorded.get((user.user_id, master_id), [])
+        return [turn.sync_state for one in positions for turn in one.transitions]
 
     def archive_signals(self, master_id: int, first: int, last: int, *, epoch: int = 1) -> None:
         for sequence in range(first, last + 1):
@@ -132,6 +155,19 @@ class StandInLedger:
     async def subscribe(self, user: User, master_id: int, subscription_id: str) -> None:
         user.subscriptions[master_id] = Subscription(subscription_id, master_id)
         await self._announce_subscription(user, user.subscriptions[master_id])
+
+    async def ask_for_full_sync(self, user: User, master_id: int, *, announced: bool = True) -> None:
+        subscription = user.subscriptions[master_id]
+        subscription.full_sync_asked += 1
+        if announced:
+            asked = events_pb2.FullSyncRequested(
+                subscription_id=subscription.subscription_id,
+                user_id=user.user_id,
+                master_id=master_id,
+                full_sync=subscription.full_sync_asked,
+                reason="a test",
+            )
+            await self._announce(events_pb2.LedgerEvent(full_sync_requested=asked))
 
     async def revoke(self, user: User) -> None:
         user.revoked = True
@@ -189,6 +225,7 @@ class Licenses(license_service_pb2_grpc.LicenseServiceServicer):
                 master_id=subscription.master_id,
                 pause=subscription.pause,  # type: ignore[arg-type]  # a PauseScope
                 version=subscription.version,
+                full_sync_due=subscription.full_sync_due,
             )
         return response
 
@@ -200,6 +237,10 @@ class Subscriptions(subscription_service_pb2_grpc.SubscriptionServiceServicer):
     async def GetSubscription(
         self, request: subscription_pb.GetSubscriptionRequest, context: rpc.Context
     ) -> subscription_pb.GetSubscriptionResponse:
+        self._ledger.subscription_calls += 1
+        if self._ledger.subscriptions_away > 0:
+            self._ledger.subscriptions_away -= 1
+            raise UnavailableError("the database is away")
         for user in self._ledger.users.values():
             for one in user.subscriptions.values():
                 if one.subscription_id == request.subscription_id:
@@ -209,6 +250,8 @@ class Subscriptions(subscription_service_pb2_grpc.SubscriptionServiceServicer):
                             user_id=user.user_id,
                             master_id=one.master_id,
                             sync_state=self._ledger.sync_state(user.user_id, one.master_id),
+                            sync_reason="a test",
+                            full_sync_due=one.full_sync_due,
                         )
                     )
         raise NotFoundError("no such subscription")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from services.common.errors import (
     PermissionDeniedError,
@@ -280,26 +279,6 @@ def test_the_first_reason_to_end_counts() -> None:
     stream.end(errors.draining())
     assert stream.ended is not None
     assert stream.ended.reason == "LICENSE_REVOKED"
-
-
-def test_a_full_sync_is_told_from_its_beginning_to_its_end() -> None:
-    logs = Logs()
-    logs.take(signals_run(1, 5))
-    cursor = Cursor(logs.log())
-    cursor.resync()
-    stream = Stream(1, Reader("u", "l", FOREVER), [cursor], StreamLimits(10_000, 100, 1.0), now_us=NOW)
-    assert names(stream.next_messages(NOW)) == ["state_change"]
-    stream.tick(NOW, ProgressCache(NOW))
-    (progress,) = stream.next_messages(NOW)
-    assert not event(progress).progress.positions
-    snapshot = snapshot_pb2.Snapshot(master_id=1, as_of=position_pb2.StreamPosition(epoch=1, sequence=3))
-    stream.begin_with(cursor, snapshot, NOW)
-    stream.begin_with(cursor, snapshot, NOW)
-    messages = stream.next_messages(NOW)
-    assert names(messages) == ["snapshot", "signals", "state_change"]
-    assert sequences(messages) == [4, 5]
-    assert event(messages[-1]).state_change.state == pb.SUBSCRIPTION_STATE_SYNCED
-    assert [one.sync for one in stream.turned()] == [Sync.SYNCED, Sync.SYNCED]
 
 
 def test_a_stream_with_everything_has_no_lag() -> None:
