@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from execution.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
-from services.common import admin, auth, rpc, stream, tasks, tls
+from services.common import admin, auth, rpc, siblings, stream, tasks, tls
 from services.ingest.authoriser import Authoriser
 from services.ingest.front_door import FrontDoor, certificates_for, listening
 from services.ingest.licenses import LicenseWatch
@@ -17,6 +17,7 @@ from services.ingest.peer import Door
 from services.ingest.publisher import Publisher, publishing
 from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
+from services.ingest.shared_servicer import SharedIngestServicer
 
 PUBLISH: Final = "/execution.ingest.v1.IngestService/Publish"
 _AUTHORIZE: Final = "execution.ledger.v1.MasterService/AuthorizeMaster"
@@ -58,7 +59,10 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
     ):
         door = Door(settings, publisher, Authoriser(channel, settings, monotonic_seconds=time.monotonic))
         watch = LicenseWatch(door, client)
-        servicer = rpc.registration(add_IngestServiceServicer_to_server, IngestServicer(door, client))
+        alone = IngestServicer(door, client)
+        servicer: IngestServicer = alone
+        if settings.shares_ports:
+            servicer = SharedIngestServicer(door, client, siblings.Siblings(settings))
         async with (
             _closing(door),
             admin.serving(
@@ -66,7 +70,8 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
                 _readiness(door),
                 tick_age_seconds_max=settings.health_tick_age_seconds_max,
             ) as admin_port,
-            rpc.serving(settings, [servicer], authorizer=_authorizer(settings)) as server,
+            siblings.answering(settings, [_registered(alone)], authorizer=_authorizer(settings)),
+            rpc.serving(settings, [_registered(servicer)], authorizer=_authorizer(settings)) as server,
             tasks.background(watch.follow(), watch.recheck_regularly()),
             listening(door, certificates) as front_door,
         ):
@@ -77,6 +82,10 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
             finally:
                 door.is_draining = True
                 await server.set_all_serving(False)
+
+
+def _registered(servicer: IngestServicer) -> rpc.Registration:
+    return rpc.registration(add_IngestServiceServicer_to_server, servicer)
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from services.common import tasks
+from services.common import shared_ports, tasks
 from services.common.clock import now_us
 from services.common.errors import ConfigurationError
 from services.ingest import certificates, metrics
@@ -152,6 +152,8 @@ def _bound(settings: IngestSettings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.shares_ports:
+            shared_ports.share(listener)
         listener.bind((address.host, address.port))
         listener.listen(settings.listen_backlog)
         listener.setblocking(False)

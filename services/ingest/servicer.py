@@ -53,7 +53,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         page = ids[:size]
         return pb.ListHeadsResponse(
             heads=[self._head_to_pb(found[master_id]) for master_id in page],
-            next_page_token=_token(page[-1]) if len(ids) > size else "",
+            next_page_token=page_token_of(page[-1]) if len(ids) > size else "",
         )
 
     async def GetSnapshot(self, request: pb.GetSnapshotRequest, context: Context) -> pb.GetSnapshotResponse:
@@ -89,7 +89,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         page = peers[:size]
         return pb.ListSessionsResponse(
             sessions=[session_to_pb(peer) for peer in page],
-            next_page_token=_token(page[-1].master_id) if len(peers) > size else "",
+            next_page_token=page_token_of(page[-1].master_id) if len(peers) > size else "",
         )
 
     async def Disconnect(self, request: pb.DisconnectRequest, context: Context) -> pb.DisconnectResponse:
@@ -157,5 +157,5 @@ def _page(size: int, token: str) -> tuple[int, int]:
     return size or PAGE_SIZE_DEFAULT, after
 
 
-def _token(master_id: int) -> str:
+def page_token_of(master_id: int) -> str:
     return urlsafe_b64encode(b"%d" % master_id).decode("ascii")

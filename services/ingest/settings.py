@@ -7,14 +7,16 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from execution.common.v1 import position_pb2
-from services.common.settings import Address, ServiceSettings
+from services.common.settings import Address
+from services.common.worker import WorkerSettings
 from services.ingest.domain.values import Limits
 
 
-class IngestSettings(ServiceSettings):
+class IngestSettings(WorkerSettings):
     """The settings of ingest; each is the environment variable of the same name in upper case."""
 
     service_name: ClassVar[str] = "ingest"
+    shared_addresses: ClassVar[tuple[str, ...]] = ("bind_address", "grpc_bind_address")
 
     bind_address: Address = Address("0.0.0.0", 9000)
     allow_plaintext: bool = False
