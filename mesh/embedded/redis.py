@@ -230,11 +230,13 @@ async def redis(
     tcp_port: int | None = None,
     settings: Mapping[str, str] | None = None,
     binary: Path | None = None,
+    password: str | None = None,
 ) -> AsyncIterator[RedisServer]:
     """A running Redis-compatible server, stopped at the end.
 
     Its append-only file is in `data_dir` and stays there, or in a temporary folder without one. With `tcp_port`
-    it also listens on loopback, and then asks for a password on every way in. `settings` are redis.conf's.
+    it also listens on loopback, and then asks for a password on every way in: `password`, or a random one.
+    `settings` are redis.conf's.
 
     Raises:
         ConfigurationError: a folder, port, version or platform that cannot work; one line says what to do.
@@ -242,7 +244,8 @@ async def redis(
     async with AsyncExitStack() as stack:
         run = stack.enter_context(folders.run_folder())
         data = stack.enter_context(folders.locked_data_folder((data_dir or run / "data").absolute()))
-        password = secrets.token_urlsafe(24) if tcp_port is not None else None
+        if tcp_port is not None and password is None:
+            password = secrets.token_urlsafe(24)
         server = RedisServer(
             binary or installed_binary(), data, run, appendfsync, tcp_port, settings or {}, password
         )

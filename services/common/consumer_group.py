@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import redis.exceptions
 
 from services.common import stream
 from services.common.stream import BEGINNING, Entry, EntryId, Redis
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """The newest entry that was given to a consumer, and how many were given since the stream began, if known."""
+
+    last_delivered: EntryId
+    entries_read: int | None
 
 
 class ConsumerGroup:
@@ -68,6 +77,34 @@ class ConsumerGroup:
             return 0
         with stream.translating():
             return int(await self._client.xack(self._name, self._group, *texts))
+
+    async def state(self) -> GroupState | None:
+        """How far the group is, or None if it is not there."""
+        with stream.translating():
+            try:
+                groups: Any = await self._client.xinfo_groups(self._name)
+            except redis.exceptions.ResponseError as error:
+                if "no such key" in str(error):
+                    return None
+                raise
+        for group in groups:
+            if group["name"] == self._group.encode():
+                read = group.get("entries-read")
+                return GroupState(
+                    EntryId.parse(group["last-delivered-id"]), None if read is None else int(read)
+                )
+        return None
+
+    async def oldest_pending(self) -> EntryId | None:
+        """The oldest entry that was taken and not acknowledged, or None."""
+        with stream.translating():
+            try:
+                answer: Any = await self._client.xpending(self._name, self._group)
+            except redis.exceptions.ResponseError as error:
+                if str(error).startswith("NOGROUP"):
+                    return None
+                raise
+        return EntryId.parse(answer["min"]) if answer["pending"] else None
 
     async def _read(self, start: str, count: int, block_ms: int | None) -> tuple[Entry, ...]:
         with stream.translating():

@@ -8,21 +8,29 @@ A shard of the log is four keys in one cluster slot (names in `services.common.s
   32 hex digits or `-`;
 - the hash of snapshots: field = master_id in decimal, value = a serialized `execution.common.v1.Snapshot`
   whose as_of.epoch is filled in;
-- the hash of meta data: field `log_id`, a random name of this life of the log, lost when the log is.
+- the hash of meta data: field `log_id`, a random name of this life of the log, lost when the log is; field
+  `shards`, of how many shards the log is, in decimal (a log that does not say is of one).
+
+A master's stream is in the shard that `services.common.stream.shard_of` tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from execution.common.v1 import snapshot_pb2
 from services.common import stream
+from services.common.errors import UnavailableError
+from services.common.settings import ServiceSettings
 from services.common.stream import Redis
 
 NO_DIGEST: Final = "-"
 LOG_ID: Final = b"log_id"
+SHARDS: Final = b"shards"
+SHARDS_DIFFER: Final = "LOG_SHARDS_DIFFER"
 _SCAN_COUNT: Final = 500
 
 
@@ -131,6 +139,106 @@ async def read_log_id(client: Redis, *, shard: int = 0) -> str | None:
     Raises:
         UnavailableError: Redis does not answer.
     """
+    return (await read_meta(client, shard=shard)).log_id
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Which log this is."""
+
+    log_id: str | None
+    """None: nothing was ever written to it."""
+    shards: int | None
+    """Of how many shards it is; None while nobody has said."""
+
+    def check_shards(self, shards: int) -> None:
+        """Sees that the log is of so many shards: with another number, masters would be looked for in the wrong one.
+
+        Raises:
+            UnavailableError: it is not (reason LOG_SHARDS_DIFFER).
+        """
+        if self.shards is not None and self.shards != shards:
+            raise UnavailableError(
+                f"the log is of {self.shards} shards and LOG_SHARDS is {shards}", reason=SHARDS_DIFFER
+            )
+
+
+def parse_meta(log_id: bytes | None, shards: bytes | None) -> Meta:
+    """The fields `log_id` and `shards` of the hash of meta data."""
+    if shards is None:
+        # Logs of one shard need not say so.
+        return Meta(None, None) if log_id is None else Meta(log_id.decode("ascii"), 1)
+    return Meta(None if log_id is None else log_id.decode("ascii"), int(shards))
+
+
+async def read_meta(client: Redis, *, shard: int = 0) -> Meta:
+    """Which log this is.
+
+    Raises:
+        UnavailableError: Redis does not answer.
+    """
     with stream.translating():
-        value = await cast(Any, client.hget(stream.meta_name(shard), LOG_ID.decode()))
-    return None if value is None else value.decode("ascii")
+        values = await cast(Any, client.hmget(stream.meta_name(shard), [LOG_ID, SHARDS]))
+    return parse_meta(*values)
+
+
+class SignalLog:
+    """All shards of the log, each with a client that reaches it. Calls raise UnavailableError while Redis is away."""
+
+    def __init__(self, clients: Sequence[Redis]) -> None:
+        self._clients = tuple(clients)
+
+    @property
+    def shards(self) -> range:
+        """The numbers of the shards."""
+        return range(len(self._clients))
+
+    def client(self, shard: int) -> Redis:
+        """The client of a shard."""
+        return self._clients[shard]
+
+    def shard_of(self, master_id: int) -> int:
+        """The shard of a master."""
+        return stream.shard_of(master_id, len(self._clients))
+
+    async def read_head(self, master_id: int) -> Head | None:
+        """See `read_head`."""
+        shard = self.shard_of(master_id)
+        return await read_head(self._clients[shard], master_id, shard=shard)
+
+    async def read_heads(self, master_ids: Iterable[int]) -> dict[int, Head]:
+        """See `read_heads`; one shard after the other."""
+        by_shard: dict[int, list[int]] = {}
+        for master_id in master_ids:
+            by_shard.setdefault(self.shard_of(master_id), []).append(master_id)
+        found: dict[int, Head] = {}
+        for shard, ids in by_shard.items():
+            found |= await read_heads(self._clients[shard], ids, shard=shard)
+        return found
+
+    async def scan_heads(self) -> AsyncIterator[Head]:
+        """See `scan_heads`."""
+        for shard, client in enumerate(self._clients):
+            async for head in scan_heads(client, shard=shard):
+                yield head
+
+    async def read_snapshot(self, master_id: int) -> snapshot_pb2.Snapshot | None:
+        """See `read_snapshot`."""
+        shard = self.shard_of(master_id)
+        return await read_snapshot(self._clients[shard], master_id, shard=shard)
+
+
+@asynccontextmanager
+async def connect(settings: ServiceSettings) -> AsyncIterator[SignalLog]:
+    """The log that `settings.redis_url` and `settings.log_shards` name; opens nothing yet.
+
+    Raises:
+        ConfigurationError: REDIS_URL is not set or is no such URL.
+    """
+    async with AsyncExitStack() as stack:
+        yield SignalLog(
+            [
+                await stack.enter_async_context(stream.connect(settings, key=stream.log_name(shard)))
+                for shard in range(settings.log_shards)
+            ]
+        )

@@ -132,6 +132,9 @@ class ServiceSettings(BaseSettings):
     redis_url: SecretStr | None = None
     redis_timeout_seconds: float = Field(default=5.0, gt=0, le=600)
     redis_connections_max: int = Field(default=32, ge=1, le=10_000)
+    """Of each shard of the log, and of the ledger's events."""
+    log_shards: int = Field(default=1, ge=1, le=64)
+    """Of how many shards the signal log is: the same in every process, and fixed for the life of the log."""
 
     service_token: SecretStr
     operator_token: SecretStr | None = None

@@ -17,7 +17,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from services.common import tasks
-from services.common.errors import ConfigurationError, ServiceError, UnavailableError
+from services.common.errors import ServiceError, UnavailableError
+from services.common.redis_location import LocatedConnection, LocatedSslConnection, Location
 from services.common.settings import ServiceSettings, require_secret
 
 _log = logging.getLogger(__name__)
@@ -90,12 +91,24 @@ class Entry:
     payload: bytes | None
 
 
+def shard_of(master_id: int, shards: int) -> int:
+    """The shard that holds a master's stream, of a log of so many shards: the remainder of the division.
+
+    The number of shards is fixed for the life of a log, so a master never moves (see docs/log.md).
+    """
+    return master_id % shards
+
+
 @asynccontextmanager
 async def connect(
-    source: ServiceSettings | str, *, timeout_seconds: float = 5.0, connections_max: int = 32
+    source: ServiceSettings | str,
+    *,
+    key: str = LEDGER_EVENTS,
+    timeout_seconds: float = 5.0,
+    connections_max: int = 32,
 ) -> AsyncIterator[Redis]:
-    """A client on `settings.redis_url` (its limits come from the settings then) or on a URL: redis, rediss or
-    unix.
+    """A client on `settings.redis_url` (its limits come from the settings then) or on a URL, whose forms
+    `services.common.redis_location` tells. In a cluster it reaches the node that holds `key`, and no other.
 
     Opens nothing yet. Answers are bytes. Commands are never retried here, because a write that lost its
     answer may have happened; wrap calls in `translating`. A command that waits for one of the
@@ -107,33 +120,30 @@ async def connect(
     url = source if isinstance(source, str) else require_secret(source.redis_url, "REDIS_URL")
     if not isinstance(source, str):
         timeout_seconds, connections_max = source.redis_timeout_seconds, source.redis_connections_max
-    client = Redis.from_pool(_pool(url, timeout_seconds, connections_max))
+    client = Redis.from_pool(_pool(url, key, timeout_seconds, connections_max))
     try:
         yield client
     finally:
         await client.aclose()
 
 
-def _pool(url: str, timeout_seconds: float, connections_max: int) -> BlockingConnectionPool:
-    try:
-        return BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections_max,
-            timeout=timeout_seconds,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            health_check_interval=_HEALTH_CHECK_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            decode_responses=False,
-        )
-    except ValueError:
-        # The message of redis-py holds the URL, which may hold a password.
-        raise ConfigurationError(
-            "is not a redis://, rediss:// or unix:// URL",
-            where="REDIS_URL",
-            do="for example redis://127.0.0.1:6379/0",
-        ) from None
+def _pool(url: str, key: str, timeout_seconds: float, connections_max: int) -> BlockingConnectionPool:
+    location = Location.parse(url)
+    options: dict[str, Any] = {
+        "max_connections": connections_max,
+        "timeout": timeout_seconds,
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "health_check_interval": _HEALTH_CHECK_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "decode_responses": False,
+        **location.options,
+    }
+    if (locator := location.locator(key)) is not None:
+        options["connection_class"] = LocatedSslConnection if location.is_tls else LocatedConnection
+        options["locator"] = locator
+    return BlockingConnectionPool(**options)
 
 
 @contextmanager

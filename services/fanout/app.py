@@ -17,7 +17,9 @@ from execution.ledger.v1 import (
     subscription_service_pb2_grpc,
 )
 from services.common import admin, h2grpc, rpc, stream, tasks, tls
+from services.common import log as signal_log
 from services.common.clock import SystemClock
+from services.common.log import SignalLog
 from services.common.settings import Address
 from services.common.stream import Redis
 from services.fanout.backlog import Backlog, BacklogLimits
@@ -43,6 +45,7 @@ from services.fanout.snapshots import Ask, SnapshotLimits, Snapshots
 from services.fanout.standing import Standing
 from services.fanout.stream_tasks import StreamTasks
 from services.fanout.tailer import Tailer, TailLimits
+from services.fanout.tailers import Tailers
 
 Server: TypeAlias = rpc.Server | h2grpc.Server
 
@@ -61,7 +64,7 @@ class _Parts:
     """What works in the background and what serves."""
 
     hub: Hub
-    tailer: Tailer
+    tailers: Tailers
     events: LedgerEvents
     live: LiveEntitlements
     recorder: Recorder
@@ -79,12 +82,13 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(stream.connect(settings))
+        log = await stack.enter_async_context(signal_log.connect(settings))
         ledger = await stack.enter_async_context(_channel(settings, settings.ledger_address))
         ask = await _front_door(stack, settings)
-        parts = await _parts(stack, settings, client, ledger, ask)
+        parts = await _parts(stack, settings, client, log, ledger, ask)
         readiness = admin.Readiness()
-        readiness.add("log", parts.tailer.filled.is_set)
-        readiness.add("redis", lambda: parts.tailer.is_connected, gates=False)
+        readiness.add("log", lambda: parts.tailers.is_filled)
+        readiness.add("redis", lambda: parts.tailers.is_connected, gates=False)
         readiness.add("ledger events", lambda: parts.events.is_connected, gates=False)
         served = await stack.enter_async_context(
             admin.serving(
@@ -96,8 +100,7 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
         draining = asyncio.Event()
         await stack.enter_async_context(
             tasks.background(
-                parts.tailer.run(),
-                parts.tailer.audit_forever(),
+                *parts.tailers.work(),
                 parts.events.run(),
                 parts.hub.tick_forever(),
                 parts.live.refresh_forever(),
@@ -130,30 +133,35 @@ async def _drain(draining: asyncio.Event, hub: Hub) -> None:
 
 async def _announce(server: Server, parts: _Parts) -> None:
     """Tells health when streams can be opened."""
-    await parts.tailer.filled.wait()
+    await parts.tailers.wait_filled()
     await parts.events.following.wait()
     await server.set_all_serving(True)
 
 
 async def _parts(
-    stack: AsyncExitStack, settings: FanoutSettings, client: Redis, ledger: grpc.aio.Channel, ask: Ask
+    stack: AsyncExitStack,
+    settings: FanoutSettings,
+    client: Redis,
+    log: SignalLog,
+    ledger: grpc.aio.Channel,
+    ask: Ask,
 ) -> _Parts:
     clock = SystemClock()
     ring = Ring(
         records_per_master_max=settings.ring_records_per_master_max,
         memory_bytes_max=settings.ring_memory_bytes_max,
     )
-    index = LogIndex(marks_max=settings.index_marks_max, block_entries=settings.index_block_entries)
+    indexes = [_index(settings) for _ in log.shards]
     intake = Intake(ring, tracked_positions_max=settings.tracked_positions_per_master_max)
     hub = Hub(ring, clock, _hub_limits(settings))
     backlog = Backlog(
-        client, index, archive_service_pb2_grpc.ArchiveServiceStub(ledger), _backlog_limits(settings)
+        log, indexes, archive_service_pb2_grpc.ArchiveServiceStub(ledger), _backlog_limits(settings)
     )
     catch_up = await stack.enter_async_context(
         CatchUp(backlog, clock, attempts_max=settings.backlog_attempts_max)
     )
     snapshots = await stack.enter_async_context(
-        Snapshots(client, backlog, ask, clock, _snapshot_limits(settings))
+        Snapshots(log, backlog, ask, clock, _snapshot_limits(settings))
     )
     entitlements = Entitlements(
         license_service_pb2_grpc.LicenseServiceStub(ledger), clock, _entitlement_limits(settings)
@@ -180,31 +188,37 @@ async def _parts(
         retry_seconds_max=settings.standing_retry_seconds_max,
     )
 
-    def on_replaced() -> None:
-        backlog.clear()
-        hub.end_all(errors.log_replaced())
+    def on_replaced(shard: int) -> None:
+        backlog.forget(shard)
+        hub.end_following(lambda master_id: log.shard_of(master_id) == shard, errors.log_replaced())
 
     def on_turned(delivery: Delivery, turn: Turn) -> None:
         recorder.turned(delivery.stream.reader.user_id, turn)
 
-    tailer = Tailer(
-        client,
-        intake,
-        index,
-        hub,
-        Pacing(load_max=settings.load_max, delay_seconds_max=settings.coalescing_delay_seconds_max),
-        _tail_limits(settings),
-        on_snapshot=snapshots.stored,
-        on_replaced=on_replaced,
+    tailers = Tailers(
+        [
+            Tailer(
+                log,
+                shard,
+                intake,
+                index,
+                hub,
+                _pacing(settings),
+                _tail_limits(settings),
+                on_snapshot=snapshots.stored,
+                on_replaced=on_replaced,
+            )
+            for shard, index in enumerate(indexes)
+        ]
     )
     changes = Changes(live.on_subscription, live.on_license, live.on_full_sync, live.on_unsure)
     events = LedgerEvents(client, entitlements, changes, block_ms=settings.tail_block_ms)
     servicer = FanoutServicer(
         hub=hub,
-        ready=lambda: tailer.filled.is_set() and events.following.is_set(),
+        ready=lambda: tailers.is_filled and events.following.is_set(),
         entitlements=entitlements,
         live=live,
-        opening=Opening(client, ring, backlog, clock, _stream_limits(settings)),
+        opening=Opening(log, ring, backlog, clock, _stream_limits(settings)),
         snapshots=snapshots,
         recorder=recorder,
         standing=standing,
@@ -213,7 +227,7 @@ async def _parts(
         clock=clock,
         lag_limits=_lag_limits(settings),
     )
-    return _Parts(hub, tailer, events, live, recorder, servicer)
+    return _Parts(hub, tailers, events, live, recorder, servicer)
 
 
 async def _front_door(stack: AsyncExitStack, settings: FanoutSettings) -> Ask:
@@ -269,9 +283,24 @@ def _lag_limits(settings: FanoutSettings) -> LagLimits:
 
 
 def _tail_limits(settings: FanoutSettings) -> TailLimits:
+def _index(settings: FanoutSettings) -> LogIndex:
+    return LogIndex(
+        marks_max=max(1, settings.index_marks_max // settings.log_shards),
+        block_entries=settings.index_block_entries,
+    )
+
+
+def _pacing(settings: FanoutSettings) -> Pacing:
+    # The load of all shards together is what counts.
+    return Pacing(
+        load_max=settings.load_max / settings.log_shards,
+        delay_seconds_max=settings.coalescing_delay_seconds_max,
+    )
+
+
     return TailLimits(
-        fill_entries_max=settings.fill_entries_max,
-        fill_bytes_max=settings.fill_bytes_max,
+        fill_entries_max=settings.fill_entries_max // settings.log_shards,
+        fill_bytes_max=settings.fill_bytes_max // settings.log_shards,
         block_ms=settings.tail_block_ms,
         entries_max=settings.tail_entries_max,
         masters_max=settings.ring_masters_max,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from execution.ingest.v1 import log_pb2
 from execution.ledger.v1 import archive_service_pb2, archive_service_pb2_grpc
 from services.common import rpc, stream
 from services.common.errors import OutOfRangeError, UnavailableError
+from services.common.log import SignalLog
 from services.common.stream import Redis
 from services.fanout import metrics
 from services.fanout.domain.index import EntryKey, LogIndex
@@ -60,23 +61,23 @@ class Backlog:
 
     def __init__(
         self,
-        client: Redis,
-        index: LogIndex,
+        log: SignalLog,
+        indexes: Sequence[LogIndex],
         archive: archive_service_pb2_grpc.ArchiveServiceAsyncStub,
         limits: BacklogLimits,
-        *,
-        shard: int = 0,
     ) -> None:
-        self._client = client
-        self._index = index
+        """`indexes`: one for each shard of the log."""
+        self._log = log
+        self._shards = [
+            _Shard(log.client(shard), stream.log_name(shard), index)
+            for shard, index in zip(log.shards, indexes, strict=True)
+        ]
         self._archive = archive
         self._limits = limits
-        self._name = stream.log_name(shard)
         self._pages: OrderedDict[tuple[int, Position], Segment] = OrderedDict()
         self._under_way: dict[tuple[int, Position], asyncio.Task[Answer]] = {}
         self._log_reads = asyncio.Semaphore(limits.reads_max)
         self._archive_reads = asyncio.Semaphore(limits.reads_max)
-        self._walking = asyncio.Lock()
 
     async def read(self, master_id: int, after: Position) -> Answer:
         """The records right behind `after`, at most a page of them; Gone when the next one is not to be had.
@@ -98,9 +99,10 @@ class Backlog:
         # One who asked and went away must not take the answer from the others.
         return await asyncio.shield(task)
 
-    def clear(self) -> None:
-        """Forgets all pages: the log is another one."""
-        self._pages.clear()
+    def forget(self, shard: int) -> None:
+        """Forgets the pages of a shard's masters: its log is another one."""
+        for key in [key for key in self._pages if self._log.shard_of(key[0]) == shard]:
+            del self._pages[key]
 
     async def _read(self, master_id: int, after: Position) -> Answer:
         try:
@@ -118,7 +120,13 @@ class Backlog:
 
     async def _look_up(self, master_id: int, after: Position) -> Answer:
         async with self._log_reads:
-            records = await self._from_log(master_id, after)
+            shard = self._shards[self._log.shard_of(master_id)]
+            records = await shard.read(
+                master_id,
+                after,
+                records_max=self._limits.page_records_max,
+                walk_entries_max=self._limits.walk_entries_max,
+            )
         if records and records[0].follows(after):
             metrics.PAGES.labels("log", "found").inc()
             return Segment(after, records)
@@ -134,11 +142,42 @@ class Backlog:
         metrics.PAGES.labels("archive", "gone").inc()
         return Gone(archived[0].before if archived else oldest)
 
-    async def _from_log(self, master_id: int, after: Position) -> list[Record]:
+    async def _from_archive(self, master_id: int, after: Position) -> list[Record] | Gone:
+        request = archive_service_pb2.ReadSignalsRequest(
+            master_id=master_id,
+            after=position_pb2.StreamPosition(epoch=after.epoch, sequence=after.sequence),
+            records_max=self._limits.page_records_max,
+        )
+        if after.sequence == 0 and after.epoch == 1:
+            request.after.epoch = 0
+        records: list[Record] = []
+        pace = _Pace()
+        try:
+            with rpc.peer_errors("ledger"):
+                async for response in self._archive.ReadSignals(request):
+                    await pace.rest()
+                    records.extend(records_of_archive(response.records, after=after))
+        except OutOfRangeError as error:
+            return Gone(_parse_position(error.metadata.get("oldest", "")))
+        return records[: self._limits.page_records_max]
+
+
+class _Shard:
+    """Finds places in one shard's log, and reads from there."""
+
+    def __init__(self, client: Redis, name: str, index: LogIndex) -> None:
+        self._client = client
+        self._name = name
+        self._index = index
+        self._walking = asyncio.Lock()
+
+    async def read(
+        self, master_id: int, after: Position, *, records_max: int, walk_entries_max: int
+    ) -> list[Record]:
         """What the log holds right behind `after`; behind a hole when the log was trimmed; nothing if unknown."""
         block = self._index.locate(master_id, after)
         if block is None:
-            await self._walk_back(master_id, after)
+            await self._walk_back(master_id, after, walk_entries_max)
             block = self._index.locate(master_id, after)
         if block is None:
             return []
@@ -149,15 +188,15 @@ class Backlog:
             if is_first and entries and _key(entries[0]) > start:
                 self._index.forget_before(_key(entries[0]))
             records += await _records(entries, master_id, after)
-            if len(entries) < _READ_ENTRIES or len(records) >= self._limits.page_records_max:
+            if len(entries) < _READ_ENTRIES or len(records) >= records_max:
                 break
             start, is_first = _key(entries[-1]), False
         return _dense(records)
 
-    async def _walk_back(self, master_id: int, after: Position) -> None:
+    async def _walk_back(self, master_id: int, after: Position, entries_max: int) -> None:
         """Looks at older entries until the place is found, the log ends, or the bound is reached."""
         async with self._walking:
-            for _ in range(self._limits.walk_entries_max // _READ_ENTRIES):
+            for _ in range(entries_max // _READ_ENTRIES):
                 known = self._index.locate(master_id, after) is not None
                 if known or self._index.reaches_beginning or not self._index.has_room:
                     return
@@ -184,25 +223,6 @@ class Backlog:
         with stream.translating():
             raw: Any = await self._client.xrange(self._name, min=lowest, count=_READ_ENTRIES)
         return stream.entries_of(raw)
-
-    async def _from_archive(self, master_id: int, after: Position) -> list[Record] | Gone:
-        request = archive_service_pb2.ReadSignalsRequest(
-            master_id=master_id,
-            after=position_pb2.StreamPosition(epoch=after.epoch, sequence=after.sequence),
-            records_max=self._limits.page_records_max,
-        )
-        if after.sequence == 0 and after.epoch == 1:
-            request.after.epoch = 0
-        records: list[Record] = []
-        pace = _Pace()
-        try:
-            with rpc.peer_errors("ledger"):
-                async for response in self._archive.ReadSignals(request):
-                    await pace.rest()
-                    records.extend(records_of_archive(response.records, after=after))
-        except OutOfRangeError as error:
-            return Gone(_parse_position(error.metadata.get("oldest", "")))
-        return records[: self._limits.page_records_max]
 
 
 async def _records(entries: Iterable[stream.Entry], master_id: int, after: Position) -> list[Record]:

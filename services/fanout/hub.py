@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from services.common.clock import Clock
@@ -141,27 +141,25 @@ class Hub:
             delivery.pump()
         return reached + len(woken)
 
-    def _tell_level(
-        self, log: MasterLog, start: int, followers: Sequence[tuple[Cursor, Delivery]]
-    ) -> list[tuple[Cursor, Delivery]]:
-        """Tells what is new to all streams that stood at the end of the log, as most do; returns who is left.
+    def _tell_level(self, log: MasterLog, start: int, followers: Sequence[_Follower]) -> int:
+        """Tells what is new to all streams that stood at the end of the log, as most do; returns how many have all."""
+        level = level_at(start, followers)
+        now_us, end = self._clock.now_us(), start
+        for piece in pieces(log, start, self._limits.messages) if level else ():
+            writers = [one.delivery.writer for one in level]
+            refused = writers[0].write_to_each(writers, piece.message)
+            if refused:
+                gone = frozenset(refused)
+                level = [one for index, one in enumerate(level) if index not in gone]
+            metrics.written(piece.message, len(level), now_us)
+            move_behind(piece, level, now_us)
+            end = piece.end
+            if not level:
+                break
+        return len(level) if end == log.end else 0
 
-        With several logs at once each stream is better told of all in one message.
-        """
-        level: Sequence[tuple[Cursor, Delivery]] = followers
-        late: list[tuple[Cursor, Delivery]] = []
-        now_us, end = self._clock.now_us(), None
-        for offset, piece in followers[0][1].stream.pieces(log, start):
-            still: list[tuple[Cursor, Delivery]] = []
-            for follower in level:
-                cursor, delivery = follower
-                (still if delivery.follow(cursor, offset, piece, now_us) else late).append(follower)
-            metrics.written(piece.message, len(still), now_us)
-            level, end = still, piece.end
-        return late if end == log.end else [*late, *level]
-
-    def end_all(self, error: ServiceError) -> None:
-        """Ends every stream for the same reason."""
+    def end_following(self, is_one: Callable[[int], bool], error: ServiceError) -> None:
+        """Ends every stream that follows such a master, for the same reason."""
         for delivery in self:
             delivery.end(error)
 

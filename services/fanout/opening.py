@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.common import log as signal_log
 from services.common.clock import Clock
-from services.common.stream import Redis
+from services.common.log import SignalLog
 from services.fanout.backlog import Backlog, Gone
 from services.fanout.domain import errors
 from services.fanout.domain.cursor import Cursor
@@ -34,9 +33,9 @@ class Opening:
     """Turns starts into streams."""
 
     def __init__(
-        self, client: Redis, ring: Ring, backlog: Backlog, clock: Clock, limits: StreamLimits
+        self, signal_log: SignalLog, ring: Ring, backlog: Backlog, clock: Clock, limits: StreamLimits
     ) -> None:
-        self._client = client
+        self._signal_log = signal_log
         self._ring = ring
         self._backlog = backlog
         self._clock = clock
@@ -78,14 +77,14 @@ class Opening:
             UnavailableError: Redis does not answer.
         """
         log = self._ring.get(master_id)
-        stored = await signal_log.read_head(self._client, master_id)
+        stored = await self._signal_log.read_head(master_id)
         known = BEGINNING if log is None else log.head
         return known if stored is None else max(known, Position(*stored.position))
 
     async def _logs(self, master_ids: Sequence[int]) -> dict[int, MasterLog]:
         """The masters' logs; one that the ring does not have begins at the head that the log tells."""
         unknown = [master_id for master_id in master_ids if self._ring.get(master_id) is None]
-        heads = await signal_log.read_heads(self._client, unknown)
+        heads = await self._signal_log.read_heads(unknown)
         return {
             master_id: self._ring.open(
                 master_id, Position(*heads[master_id].position) if master_id in heads else BEGINNING
@@ -119,7 +118,7 @@ class Opening:
                 return await self._backlog.read(log.master_id, after)
 
     async def _unavailable(self, log: MasterLog, requested: Position, gone: Gone) -> Unavailable:
-        stored = await signal_log.read_head(self._client, log.master_id)
+        stored = await self._signal_log.read_head(log.master_id)
         as_of = None if stored is None or stored.snapshot is None else Position(*stored.snapshot)
         head = log.head if stored is None else max(log.head, Position(*stored.position))
         oldest = gone.oldest if gone.oldest is not None else log.floor

@@ -14,10 +14,9 @@ from typing import Final, Self
 from google.protobuf.message import DecodeError
 
 from execution.common.v1 import snapshot_pb2
-from services.common import log as signal_log
 from services.common.clock import Clock
 from services.common.errors import ResourceExhaustedError, ServiceError, UnavailableError
-from services.common.stream import Redis
+from services.common.log import SignalLog
 from services.fanout import metrics
 from services.fanout.backlog import Backlog, Gone
 from services.fanout.delivery import Delivery
@@ -54,9 +53,9 @@ class Snapshots:
     """One search per master, whoever waits for it."""
 
     def __init__(
-        self, client: Redis, backlog: Backlog, ask: Ask, clock: Clock, limits: SnapshotLimits
+        self, signal_log: SignalLog, backlog: Backlog, ask: Ask, clock: Clock, limits: SnapshotLimits
     ) -> None:
-        self._client = client
+        self._signal_log = signal_log
         self._backlog = backlog
         self._ask = ask
         self._clock = clock
@@ -161,7 +160,7 @@ class Snapshots:
     async def _stored_snapshot(self, log: MasterLog) -> snapshot_pb2.Snapshot | None:
         """The stored snapshot, if what follows it can still be had."""
         try:
-            snapshot = await signal_log.read_snapshot(self._client, log.master_id)
+            snapshot = await self._signal_log.read_snapshot(log.master_id)
         except DecodeError:
             _log.error("the snapshot of master %s cannot be parsed", log.master_id)
             return None

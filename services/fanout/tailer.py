@@ -16,7 +16,8 @@ from services.common import log as signal_log
 from services.common import stream, tail
 from services.common.backoff import Backoff
 from services.common.errors import UnavailableError
-from services.common.stream import Entry, EntryId, Redis
+from services.common.log import SignalLog
+from services.common.stream import Entry, EntryId
 from services.fanout import metrics
 from services.fanout.domain.index import EntryKey, LogIndex
 from services.fanout.domain.intake import Intake, sound_batch
@@ -43,11 +44,12 @@ class TailLimits:
 
 
 class Tailer:
-    """Reads the log once for all streams of the process."""
+    """Reads one shard of the log once for all streams of the process."""
 
     def __init__(
         self,
-        client: Redis,
+        log: SignalLog,
+        shard: int,
         intake: Intake,
         index: LogIndex,
         hub: Hub,
@@ -55,15 +57,15 @@ class Tailer:
         limits: TailLimits,
         *,
         on_snapshot: Callable[[int], None],
-        on_replaced: Callable[[], None],
-        shard: int = 0,
+        on_replaced: Callable[[int], None],
     ) -> None:
-        """`on_snapshot(master_id)`: a newer snapshot is stored. `on_replaced`: the log is a new one; the ring was
-        emptied."""
+        """`on_snapshot(master_id)`: a newer snapshot is stored. `on_replaced(shard)`: the shard's log is a new one, and
+        the ring forgot its masters."""
         self.filled = asyncio.Event()
         """Set once the end of the log was read: streams can be opened."""
         self.is_connected = False
-        self._client = client
+        self._log = log
+        self._client = log.client(shard)
         self._intake = intake
         self._index = index
         self._hub = hub
@@ -120,11 +122,17 @@ class Tailer:
             try:
                 if self._is_caught_up:
                     self._catch_up_with(told)
-                heads = await signal_log.read_heads(self._client, self._hub.followed(), shard=self._shard)
+                heads = await signal_log.read_heads(self._client, self._followed(), shard=self._shard)
             except UnavailableError:
                 told.clear()
             else:
                 told = {master_id: Position(*head.position) for master_id, head in heads.items()}
+
+    def _followed(self) -> list[int]:
+        return [master_id for master_id in self._hub.followed() if self._is_ours(master_id)]
+
+    def _is_ours(self, master_id: int) -> bool:
+        return self._log.shard_of(master_id) == self._shard
 
     def _catch_up_with(self, told: dict[int, Position]) -> None:
         for master_id, head in told.items():
@@ -140,17 +148,32 @@ class Tailer:
         backoff = Backoff(initial_seconds=0.1, cap_seconds=2.0, floor_seconds=0.05)
         while True:
             try:
-                self._log_id = await signal_log.read_log_id(self._client, shard=self._shard)
+                self._log_id = await self._read_log_id()
                 last = await stream.last_id(self._client, self._name)
                 await self._fill(last)
             except UnavailableError as error:
-                _log.warning("the log cannot be read yet: %s", error.message)
+                _log.warning("%s cannot be read yet: %s", self._name, error.message)
                 await asyncio.sleep(backoff.next_delay())
                 continue
             self.is_connected = self._is_caught_up = True
             self.filled.set()
-            _log.info("the ring holds %d masters up to entry %s", len(self._hub.ring), last)
+            _log.info("the ring holds %d masters up to entry %s of %s", len(self._hub.ring), last, self._name)
             return last
+
+    async def _read_log_id(self) -> str | None:
+        """The name of this life of the log.
+
+        Raises:
+            UnavailableError: Redis does not answer, or the log is of another number of shards.
+        """
+        meta = await signal_log.read_meta(self._client, shard=self._shard)
+        try:
+            meta.check_shards(len(self._log.shards))
+        except UnavailableError:
+            # Masters would be looked for in the wrong shards, and missed without a word.
+            self.filled.clear()
+            raise
+        return meta.log_id
 
     async def _fill(self, last: EntryId) -> None:
         """Reads the end of the log up to `last`, newest first, and takes it in, oldest first."""
@@ -208,13 +231,13 @@ class Tailer:
     async def _look_again(self, *, went_back: bool) -> None:
         """After an outage: is it the same log, and has it come back with other entries than were read?"""
         try:
-            log_id = await signal_log.read_log_id(self._client, shard=self._shard)
+            log_id = await self._read_log_id()
             if self._log_id is not None and log_id != self._log_id:
                 metrics.TAIL_BROKEN.labels("replaced").inc()
-                _log.error("the log is a new one: all streams begin again")
-                self._intake.clear()
+                _log.error("%s is a new log: its masters' streams begin again", self._name)
+                self._intake.discard(lambda log: self._is_ours(log.master_id))
                 self._index.clear()
-                self._on_replaced()
+                self._on_replaced(self._shard)
                 went_back = True
             self._log_id = log_id
             if went_back:

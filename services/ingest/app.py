@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from execution.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
-from services.common import admin, auth, rpc, siblings, stream, tasks, tls
+from services.common import admin, auth, log, rpc, siblings, stream, tasks, tls
 from services.ingest.authoriser import Authoriser
 from services.ingest.front_door import FrontDoor, certificates_for, listening
 from services.ingest.licenses import LicenseWatch
@@ -48,6 +48,7 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
     token = settings.service_token.get_secret_value()
     async with (
         stream.connect(settings) as client,
+        log.connect(settings) as signal_log,
         rpc.channel(
             settings.ledger_address,
             token=token,
@@ -59,7 +60,7 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
     ):
         door = Door(settings, publisher, Authoriser(channel, settings, monotonic_seconds=time.monotonic))
         watch = LicenseWatch(door, client)
-        alone = IngestServicer(door, client)
+        alone = IngestServicer(door, signal_log)
         servicer: IngestServicer = alone
         if settings.shares_ports:
             servicer = SharedIngestServicer(door, client, siblings.Siblings(settings))

@@ -204,3 +204,5 @@ def _authorisation_of(response: master_service_pb2.AuthorizeMasterResponse) -> A
         signals_per_second_max=master.signals_per_second_max,
         signal_age_ms_max=age_ms or None,
     )
+        archived_epoch=response.archived.epoch,
+        archived_sequence=response.archived.sequence,

@@ -1,4 +1,4 @@
-#!lua name=ecp_ingest_v1
+#!lua name=ecp_ingest_v2
 
 -- What the front door does to the log, each call atomic. All keys are of one shard and lie in one cluster slot:
 -- the stream, and the hashes heads, snapshots and meta (see services/common/log.py). Numbers stay below 2^53.
@@ -69,19 +69,32 @@ local function epoch_start(previous_epoch, previous_sequence, reason)
   return bytes_field(0x52, bytes_field(0x0a, position) .. number_field(0x10, reason))
 end
 
+local function is_behind(head, epoch, sequence)
+  return epoch > head.epoch or (epoch == head.epoch and sequence > head.sequence)
+end
+
 local MASTER_LOST, LOG_LOST = 2, 3
 local SNAPSHOT_STORED = '\90\0'  -- LogRun.snapshot = 11, empty
 
 -- open: begins a session of one master.
 -- KEYS stream, heads, meta. ARGV entries_max, master_id, key_id, received_at_us, acknowledged epoch, acknowledged
--- sequence, begin_epoch (0 or 1), log id to use if the log has none.
--- Returns the new head, the log id, and 1 if an epoch began because history was lost.
+-- sequence, begin_epoch (0 or 1), log id to use if the log has none, number of shards, archived epoch, archived sequence.
+-- Returns the new head, the log id, and 1 if an epoch began because history was lost; or an error when the log is of
+-- another number of shards.
+--
+-- What is archived only counts where the master itself does not remember: with its outbox intact it sends again what was
+-- archived and never acknowledged (a failover loses such a tail), and no epoch is due. But whatever begins an epoch, it lies
+-- above all that is archived, so that no position is given twice.
 local function open(keys, args)
   local stream, heads, meta = keys[1], keys[2], keys[3]
   local entries_max, field, key_id, received_at_us = args[1], args[2], args[3], tonumber(args[4])
   local seen_epoch, seen_sequence, begin = tonumber(args[5]), tonumber(args[6]), args[7] == '1'
+  local archived_epoch, archived_sequence = tonumber(args[10]), tonumber(args[11])
 
+  if redis.call('HEXISTS', meta, 'log_id') == 0 then redis.call('HSETNX', meta, 'shards', args[9]) end
   redis.call('HSETNX', meta, 'log_id', args[8])
+  local shards = redis.call('HGET', meta, 'shards') or '1'
+  if shards ~= args[9] then return redis.error_reply('SHARDS the log is of ' .. shards .. ' shards') end
   local time = redis.call('TIME')
   -- By the clock, so that sessions from before a loss of the heads stay older than all later ones.
   local session = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -94,12 +107,14 @@ local function open(keys, args)
   if session <= head.session then session = head.session + 1 end
   head.session = session
 
-  local log_lost = seen_epoch > head.epoch or (seen_epoch == head.epoch and seen_sequence > head.sequence)
+  local log_lost = is_behind(head, seen_epoch, seen_sequence)
+  local remembers = seen_epoch > 0 and not begin
+  if not remembers and is_behind(head, archived_epoch, archived_sequence) then log_lost = true end
   local begins = log_lost or (known and begin)
   if begins then
     local previous_epoch, previous_sequence = head.epoch, head.sequence
-    head.epoch = math.max(head.epoch, seen_epoch) + 1
-    head.sequence = math.max(head.sequence, seen_sequence)
+    head.epoch = math.max(head.epoch, seen_epoch, archived_epoch) + 1
+    head.sequence = math.max(head.sequence, seen_sequence, remembers and 0 or archived_sequence)
     head.digest = '-'
     local record = epoch_start(previous_epoch, previous_sequence, log_lost and LOG_LOST or MASTER_LOST)
     add(stream, entries_max, marker(tonumber(field), head, received_at_us, key_id, record))
@@ -170,6 +185,6 @@ local function snapshot(keys, args)
   return OK
 end
 
-redis.register_function('ecp_ingest_v1_open', open)
-redis.register_function('ecp_ingest_v1_append', append)
-redis.register_function('ecp_ingest_v1_snapshot', snapshot)
+redis.register_function('ecp_ingest_v2_open', open)
+redis.register_function('ecp_ingest_v2_append', append)
+redis.register_function('ecp_ingest_v2_snapshot', snapshot)

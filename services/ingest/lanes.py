@@ -37,6 +37,24 @@ class Behind(NamedTuple):
     then: Callable[[bool], None]
 
 
+class Way(Protocol):
+    """Where a lane leads."""
+
+    def append(self, lane: Lane, runs: list[Run]) -> None:
+        """See Publisher.append."""
+
+    def discard(self, lane: Lane) -> None:
+        """See Publisher.discard."""
+
+    def leave(self, lane: Lane) -> None:
+        """See Publisher.leave."""
+
+    def store_snapshot(
+        self, lane: Lane, command: StoreSnapshot, key_id: str, now_us: int, then: Callable[[bool], None]
+    ) -> None:
+        """See Publisher.store_snapshot."""
+
+
 class Lane:
     """One session's way into the log."""
 
@@ -49,9 +67,11 @@ class Lane:
         "owner",
         "session_epoch",
         "waiting",
+        "way",
     )
 
-    def __init__(self, owner: Owner, master_id: int, session_epoch: int) -> None:
+    def __init__(self, way: Way, owner: Owner, master_id: int, session_epoch: int) -> None:
+        self.way = way
         self.owner = owner
         self.master_id = b"%d" % master_id
         self.session_epoch = b"%d" % session_epoch

@@ -19,9 +19,9 @@ from services.ingest.lanes import Lane
 from services.ingest.resp import Endpoint, RespConnection
 from services.ingest.settings import IngestSettings
 
-OPEN: Final = "ecp_ingest_v1_open"
-APPEND: Final = b"ecp_ingest_v1_append"
-SNAPSHOT: Final = "ecp_ingest_v1_snapshot"
+OPEN: Final = "ecp_ingest_v2_open"
+APPEND: Final = b"ecp_ingest_v2_append"
+SNAPSHOT: Final = "ecp_ingest_v2_snapshot"
 _LIBRARY: Final = resources.files(__package__).joinpath("functions.lua").read_bytes()
 _LANES_AT_ONCE: Final = 1_000
 # The first barrier of a connection may wait for replicas that are just catching up.
@@ -84,6 +84,8 @@ async def _prepare(
     connection: RespConnection, settings: IngestSettings, keys: Keys, lanes: Callable[[], Sequence[Lane]]
 ) -> Link:
     timeout_seconds = settings.redis_timeout_seconds
+    # First what belongs to the slot: another node of a cluster refuses it, and is left alone.
+    await _claim(connection, settings, keys)
     await connection.call("FUNCTION", "LOAD", "REPLACE", _LIBRARY, timeout_seconds=timeout_seconds)
     barrier = await durability.barrier(connection, settings)
     heads = await _read_heads(connection, keys, lanes(), timeout_seconds)
@@ -95,6 +97,13 @@ async def _prepare(
         if not barrier.holds(await connection.call(*barrier.command, timeout_seconds=wait_seconds)):
             raise UnavailableError("the log does not confirm durability", reason="NOT_DURABLE")
     return Link(connection, barrier, heads)
+
+
+async def _claim(connection: RespConnection, settings: IngestSettings, keys: Keys) -> None:
+    """Sees that the log is of as many shards as we write; one that has nothing yet is told by the first login."""
+    fields = (keys.meta, log.LOG_ID, log.SHARDS)
+    values = await connection.call("HMGET", *fields, timeout_seconds=settings.redis_timeout_seconds)
+    log.parse_meta(*values).check_shards(settings.log_shards)
 
 
 async def _read_heads(

@@ -61,7 +61,10 @@ PAUSED: Final = Counter("ingest_backpressure_pauses_total", "Times that reading 
 CREDITS: Final = Gauge(
     "ingest_credits", "Signals that a session may have under way now; less while the log is behind."
 )
-LOG_UP: Final = Gauge("ingest_log_up", "1 while the log takes appends, else 0.")
+LOG_UP: Final = Gauge("ingest_log_up", "1 while the log takes appends in all its shards, else 0.")
+LOG_SHARD_UP: Final = Gauge(
+    "ingest_log_shard_up", "1 while the shard of the log takes appends, else 0.", ("shard",)
+)
 LOG_FAILURES: Final = Counter("ingest_log_failures_total", "Times that the log was lost.")
 LOG_LOSSES: Final = Counter(
     "ingest_log_losses_total", "Sessions ended because the log had less than it confirmed."
@@ -106,3 +109,22 @@ def count_rejections(codes: Iterable[pb.RejectCode.ValueType]) -> None:
     """Counts refused frames; every code is there from the start, at 0."""
     for code in codes:
         _rejections[code].inc()
+_shards_up: dict[int, bool] = {}
+
+
+def log_shards(shards: int) -> None:
+    """The log has so many shards, none of which takes appends yet."""
+    _shards_up.clear()
+    for shard in range(shards):
+        _shards_up[shard] = False
+        LOG_SHARD_UP.labels(str(shard)).set(0)
+    LOG_UP.set(0)
+
+
+def log_up(shard: int, is_up: bool) -> None:
+    """A shard of the log takes appends from now on, or does not."""
+    _shards_up[shard] = is_up
+    LOG_SHARD_UP.labels(str(shard)).set(is_up)
+    LOG_UP.set(all(_shards_up.values()))
+
+

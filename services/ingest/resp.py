@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.connection import SSLConnection
 
-from services.common.errors import ConfigurationError, UnavailableError
+from services.common.errors import UnavailableError
+from services.common.redis_location import Location, LocationError, Place, is_primary
 
 Reply = Any
 """What Redis answered: bytes, an int, None, a list of these, or a hiredis.ReplyError."""
@@ -98,21 +99,16 @@ class RespConnection(asyncio.Protocol):
 
 
 class Endpoint:
-    """Where Redis is and how to get in, from a redis://, rediss:// or unix:// URL."""
+    """Where a key lies and how to get in, from any REDIS_URL that `services.common.redis_location` knows."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str) -> None:
         """
         Raises:
             ConfigurationError: it is no such URL. The message does not hold the URL, which may hold a password.
         """
-        try:
-            self._options: dict[str, Any] = dict(parse_url(url))
-        except ValueError:
-            raise ConfigurationError(
-                "is not a redis://, rediss:// or unix:// URL",
-                where="REDIS_URL",
-                do="for example redis://127.0.0.1:6379/0",
-            ) from None
+        location = Location.parse(url)
+        self._options = location.options
+        self._locator = location.locator(key)
 
     async def connect(self, on_lost: Callable[[Exception], None], timeout_seconds: float) -> RespConnection:
         """Connects, authenticates and selects the database.
@@ -122,6 +118,7 @@ class Endpoint:
         """
         loop, options = asyncio.get_running_loop(), self._options
         try:
+            place = await self._place()
             async with asyncio.timeout(timeout_seconds):
                 if "path" in options:
                     _, connection = await loop.create_unix_connection(
@@ -129,11 +126,10 @@ class Endpoint:
                     )
                 else:
                     _, connection = await loop.create_connection(
-                        lambda: RespConnection(on_lost),
-                        options.get("host", "localhost"),
-                        options.get("port", 6379),
-                        ssl=self._ssl_context(),
+                        lambda: RespConnection(on_lost), place.host, place.port, ssl=self._ssl_context()
                     )
+        except LocationError as error:
+            raise UnavailableError(f"the log cannot be found: {error}", reason="REDIS_UNREACHABLE") from error
         except (OSError, TimeoutError) as error:
             raise UnavailableError("the log cannot be reached", reason="REDIS_UNREACHABLE") from error
         try:
@@ -146,6 +142,11 @@ class Endpoint:
             raise
         return connection
 
+    async def _place(self) -> Place:
+        if self._locator is None:
+            return Place(self._options.get("host", "localhost"), self._options.get("port", 6379))
+        return await self._locator.locate()
+
     async def _enter(self, connection: RespConnection, timeout_seconds: float) -> None:
         options = self._options
         if options.get("password"):
@@ -153,6 +154,12 @@ class Endpoint:
             await connection.call("AUTH", *words, options["password"], timeout_seconds=timeout_seconds)
         if options.get("db"):
             await connection.call("SELECT", int(options["db"]), timeout_seconds=timeout_seconds)
+        if self._locator is not None and self._locator.is_sentinel:
+            role = await connection.call("ROLE", timeout_seconds=timeout_seconds)
+            if not is_primary(role):
+                raise UnavailableError(
+                    "the server that Sentinel named is no primary (yet)", reason="REDIS_FAILING_OVER"
+                )
 
     def _ssl_context(self) -> ssl.SSLContext | None:
         options = self._options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
 from execution.ingest.v1 import ingest_service_pb2 as pb
@@ -13,7 +13,6 @@ from services.common import log
 from services.common.clock import datetime_from_us
 from services.common.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from services.common.rpc import Context
-from services.common.stream import Redis
 from services.ingest.domain.rules import SEQUENCE_MAX, is_note
 from services.ingest.peer import Door, Peer
 from services.ingest.publish import publish
@@ -27,20 +26,20 @@ _MERGE_SECONDS: Final = 1.0
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     """The front door over gRPC, and what operators ask of it."""
 
-    def __init__(self, door: Door, client: Redis) -> None:
+    def __init__(self, door: Door, signal_log: log.SignalLog) -> None:
         self._door = door
-        self._client = client
+        self._log = signal_log
 
-    async def Publish(
+    async def Publish(  # type: ignore[override]  # the stubs know only generators; writing shows who does not read
         self, request_iterator: AsyncIterator[pb.PublishRequest], context: Context
-    ) -> AsyncIterator[pb.PublishResponse]:
+    ) -> None:
         """See the proto."""
-        async for response in publish(self._door, request_iterator, context.peer()):
-            yield response
+        names = _names_in(context.auth_context())
+        await publish(self._door, request_iterator, context.write, context.peer(), names)
 
     async def GetHead(self, request: pb.GetHeadRequest, context: Context) -> pb.GetHeadResponse:
         """See the proto."""
-        head = await log.read_head(self._client, _master_id(request.master_id))
+        head = await self._log.read_head(_master_id(request.master_id))
         if head is None:
             raise NotFoundError(f"the log has nothing of master {request.master_id}")
         return pb.GetHeadResponse(head=self._head_to_pb(head))
@@ -48,7 +47,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     async def ListHeads(self, request: pb.ListHeadsRequest, context: Context) -> pb.ListHeadsResponse:
         """See the proto."""
         size, after = _page(request.page_size, request.page_token)
-        found = {head.master_id: head async for head in log.scan_heads(self._client)}
+        found = {head.master_id: head async for head in self._log.scan_heads()}
         ids = sorted(master_id for master_id in found if master_id > after)
         page = ids[:size]
         return pb.ListHeadsResponse(
@@ -58,7 +57,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
 
     async def GetSnapshot(self, request: pb.GetSnapshotRequest, context: Context) -> pb.GetSnapshotResponse:
         """See the proto."""
-        snapshot = await log.read_snapshot(self._client, _master_id(request.master_id))
+        snapshot = await self._log.read_snapshot(_master_id(request.master_id))
         if snapshot is None:
             raise NotFoundError(f"no snapshot of master {request.master_id} was ever stored")
         return pb.GetSnapshotResponse(snapshot=snapshot)
@@ -131,6 +130,15 @@ def session_to_pb(peer: Peer) -> pb.Session:
         message.acknowledged.epoch = intake.epoch
         message.acknowledged.sequence = intake.durable
     return message
+
+
+def _names_in(authentication: Mapping[str, Iterable[bytes]]) -> list[str]:
+    """The names in a client's certificate: its subject alternative names or, without any, its common name."""
+    for kind in ("x509_subject_alternative_name", "x509_common_name"):
+        names = [name.decode(errors="replace") for name in authentication.get(kind, ())]
+        if names:
+            return names
+    return []
 
 
 def _master_id(value: int) -> int:

@@ -84,6 +84,11 @@ class IngestSettings(WorkerSettings):
             raise ValueError("SESSION_OUTSTANDING_BYTES_MAX must not exceed OUTSTANDING_BYTES_MAX")
         return self
 
+    @property
+    def shard_outstanding_bytes_max(self) -> int:
+        """What may be under way to one shard of the log: its part of the whole, but room for one session."""
+        return max(self.outstanding_bytes_max // self.log_shards, self.session_outstanding_bytes_max)
+
     def limits(self) -> Limits:
         """What every session is held to."""
         return Limits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from execution.ledger.v1 import (
     subscription_service_pb2_grpc,
     user_service_pb2_grpc,
 )
-from services.common import admin, migrations, pg, rpc, stream, tasks
+from services.common import admin, log, migrations, pg, rpc, stream, tasks
 from services.common.auth import PrincipalKind
 from services.common.settings import require_secret
 from services.ledger.consumer import Archiver
@@ -44,6 +44,7 @@ from services.ledger.store.subscriptions import SubscriptionStore
 from services.ledger.store.transitions import TransitionStore
 from services.ledger.store.upkeep import UpkeepStore
 from services.ledger.store.users import UserStore
+from services.ledger.trimming import Trimmer
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 SCHEMA: Final = "ledger"
@@ -74,13 +75,14 @@ async def running(settings: LedgerSettings) -> AsyncIterator[Running]:
     async with (
         pg.pool(settings, name="ledger") as pool,
         stream.connect(settings) as redis,
+        log.connect(settings) as signal_log,
         admin.serving(
             settings.admin_bind_address, tick_age_seconds_max=settings.health_tick_age_seconds_max
         ) as ops,
-        _duties(settings, pool, redis, ops.readiness),
+        _duties(settings, pool, redis, logs := _logs(signal_log), ops.readiness),
         rpc.serving(
             settings,
-            _registrations(settings, pool, sealer, Log(redis, shard=settings.log_shard)),
+            _registrations(settings, pool, sealer, logs),
             authorizer=rpc.authorizer(settings, ALLOWED),
         ) as server,
     ):
@@ -88,7 +90,7 @@ async def running(settings: LedgerSettings) -> AsyncIterator[Running]:
 
 
 def _registrations(
-    settings: LedgerSettings, pool: pg.Pool, sealer: Sealer, log: Log
+    settings: LedgerSettings, pool: pg.Pool, sealer: Sealer, logs: Sequence[Log]
 ) -> list[rpc.Registration]:
     return [
         rpc.registration(
@@ -114,32 +116,56 @@ def _registrations(
         ),
         rpc.registration(
             archive_service_pb2_grpc.add_ArchiveServiceServicer_to_server,
-            ArchiveServicer(ArchiveReader(pool, page_rows=settings.archive_page_rows), log),
+            ArchiveServicer(ArchiveReader(pool, page_rows=settings.archive_page_rows), logs),
         ),
     ]
 
 
 @asynccontextmanager
 async def _duties(
-    settings: LedgerSettings, pool: pg.Pool, redis: stream.Redis, readiness: admin.Readiness
+    settings: LedgerSettings,
+    pool: pg.Pool,
+    redis: stream.Redis,
+    logs: Sequence[Log],
+    readiness: admin.Readiness,
 ) -> AsyncIterator[None]:
-    """What one ledger at a time does beside answering calls. Its failures are logged and retried, never fatal."""
+    """What one ledger at a time does beside answering calls. Its failures are logged and retried, never fatal.
+
+    Each shard of the log has its own leader, so that several processes share them.
+    """
     publisher = EventPublisher(OutboxStore(pool), redis, settings)
     housekeeper = Housekeeper(UpkeepStore(pool), settings)
-    log = Log(redis, shard=settings.log_shard)
-    archiver = Archiver(log, ArchiveWriter(pool, log.name), settings)
+    archivers = [Archiver(log, ArchiveWriter(pool, log.name), settings) for log in logs]
     readiness.add("database", lambda: pool.is_up, gates=False)
     readiness.add("events", lambda: publisher.is_up, gates=False)
-    readiness.add("archive", lambda: archiver.is_up, gates=False)
+    readiness.add("archive", lambda: all(archiver.is_up for archiver in archivers), gates=False)
 
     async def events(connection: pg.Connection) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(publisher.run(connection))
             group.create_task(housekeeper.run())
 
-    archiving = lead(pool, Duty.ARCHIVE, archiver.run, shard=settings.log_shard)
-    async with tasks.background(lead(pool, Duty.EVENTS, events), archiving):
+    archiving = [
+        lead(pool, Duty.ARCHIVE, _archive(archiver, Trimmer(log, settings)), shard=log.shard)
+        for log, archiver in zip(logs, archivers, strict=True)
+    ]
+    async with tasks.background(lead(pool, Duty.EVENTS, events), *archiving):
         yield
+
+
+def _logs(signal_log: log.SignalLog) -> tuple[Log, ...]:
+    return tuple(Log(signal_log.client(shard), shard=shard) for shard in signal_log.shards)
+
+
+def _archive(archiver: Archiver, trimmer: Trimmer) -> Callable[[pg.Connection], Awaitable[None]]:
+    """What the leader of a shard's archive does."""
+
+    async def work(connection: pg.Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(archiver.run(connection))
+            group.create_task(trimmer.run())
+
+    return work
 
 
 async def migrate(settings: LedgerSettings) -> None:

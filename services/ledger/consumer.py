@@ -86,6 +86,7 @@ class Archiver:
 
     async def _take_over(self) -> None:
         """Archives what was read before and not acknowledged, by whomever."""
+        await self._source.check_shards(self._settings.log_shards)
         await self._source.group.ensure()
         if self._reread_up_to is not None:
             await self._reread(self._reread_up_to)
@@ -109,7 +110,7 @@ class Archiver:
         if entries:
             await self._archive(entries, settled=False)
         else:
-            metrics.ARCHIVE_LAG.set(0)
+            metrics.archive_lag(self._source.shard, 0)
 
     async def _look_for_strays(self) -> None:
         """A former leader may read once more after we began; what it took waits under the name that we share."""
@@ -162,6 +163,9 @@ class Archiver:
         metrics.ARCHIVE_TRANSACTION.observe(time.perf_counter() - began)
         await self._source.group.acknowledge(batch.ids)
         _tell(batch, done)
+        if batch.runs:
+            lag_us = max(0, now_us() - batch.runs[-1].message.received_at_us)
+            metrics.archive_lag(self._source.shard, lag_us / 1e6)
 
     async def _commit_apart(self, batch: Batch, error: UnstorableError) -> None:
         """Finds the entry that cannot be stored, and keeps it as a refusal, so that it does not hold up all others."""
@@ -228,8 +232,6 @@ def _tell(batch: Batch, done: Archived) -> None:
     metrics.ARCHIVE_POISON.inc(done.poison)
     metrics.ARCHIVE_HOLES.inc(done.holes)
     metrics.ARCHIVE_LOST_ENTRIES.inc(batch.lost)
-    if batch.runs:
-        metrics.ARCHIVE_LAG.set(max(0, now_us() - batch.runs[-1].message.received_at_us) / 1e6)
     if done.conflicts or done.poison or done.holes or batch.lost:
         _log.error(
             "the log and the archive disagree: %d conflicts, %d not understood, %d holes declared, %d entries trimmed"

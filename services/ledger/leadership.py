@@ -56,14 +56,13 @@ async def _term(
     async with pool.connection() as connection:
         if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", _LOCK_SPACE, duty + shard):
             return False
-        await _holding(connection, duty, work)
+        await _holding(connection, f"{duty.name.lower()} {shard}" if shard else duty.name.lower(), work)
     return True
 
 
 async def _holding(
-    connection: pg.Connection, duty: Duty, work: Callable[[pg.Connection], Awaitable[None]]
+    connection: pg.Connection, name: str, work: Callable[[pg.Connection], Awaitable[None]]
 ) -> None:
-    name = duty.name.lower()
     _log.info("leads %s", name)
     metrics.LEADER.labels(name).set(1)
     try:

@@ -34,7 +34,23 @@ ARCHIVE_LOST_ENTRIES: Final = Counter(
 )
 ARCHIVE_LAG: Final = Gauge(
     "ledger_archive_lag_seconds",
-    "From the front door's check of the last archived signal to its commit here.",
+    "From the front door's check of the last archived signal to its commit here; the slowest shard's.",
+)
+LOG_ENTRIES: Final = Gauge("ledger_log_entries", "Entries in a shard of the log.", ("shard",))
+LOG_TRIMMED: Final = Counter(
+    "ledger_log_trimmed_entries_total",
+    "Archived entries that were removed from the log after their retention.",
+    ("shard",),
+)
+LOG_VALVE_CUT: Final = Counter(
+    "ledger_log_valve_entries_total",
+    "Entries that left the log otherwise, by its greatest length: the archive or the trimming is behind.",
+    ("shard",),
+)
+LOG_VALVE_UNARCHIVED: Final = Counter(
+    "ledger_log_valve_unarchived_entries_total",
+    "Entries that left the log by its greatest length before they were archived: they are lost to the archive.",
+    ("shard",),
 )
 ARCHIVE_TRANSACTION: Final = Histogram(
     "ledger_archive_transaction_seconds",
@@ -55,3 +71,11 @@ HOUSEKEEPING_FAILURES: Final = Counter(
     "ledger_housekeeping_failures_total", "Rounds of housekeeping that failed."
 )
 HOUSEKEEPING_LAST: Final = Gauge("ledger_housekeeping_last_seconds", "Unix time of the last complete round.")
+
+_lags: dict[int, float] = {}
+
+
+def archive_lag(shard: int, seconds: float) -> None:
+    """How far behind a shard's archive is."""
+    _lags[shard] = seconds
+    ARCHIVE_LAG.set(max(_lags.values()))

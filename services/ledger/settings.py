@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from services.common.settings import ServiceSettings
+
+_CONNECTIONS_MIN: Final = 3
+"""For the events' leader, and for calls."""
 
 
 class LedgerSettings(ServiceSettings):
@@ -28,8 +31,13 @@ class LedgerSettings(ServiceSettings):
     accounts_cached_max: int = Field(default=100_000, ge=1, le=10_000_000)
     """Account numbers kept in memory, about 200 bytes each."""
 
-    log_shard: int = Field(default=0, ge=0, le=16_383)
-    """Which shard of the signal log this process archives, when it leads."""
+    log_retention_seconds: float = Field(default=3_600.0, ge=0, le=30 * 86_400)
+    """How long the log keeps what is archived; readers that are further behind are served from the archive."""
+    log_trim_interval_seconds: float = Field(default=10.0, gt=0, le=3_600)
+    log_trim_entries_per_step_max: int = Field(default=500, ge=100, le=100_000)
+    """Entries that Redis lets go of in one command; nothing else is served meanwhile."""
+    log_trim_steps_max: int = Field(default=1_000, ge=1, le=1_000_000)
+    """Steps of one round; what is left waits for the next."""
     archive_entries_per_read_max: int = Field(default=256, ge=1, le=10_000)
     archive_rows_per_transaction_max: int = Field(default=5_000, ge=1, le=100_000)
     """An entry of the log is never split, so a transaction may exceed this by one entry."""
@@ -54,6 +62,14 @@ class LedgerSettings(ServiceSettings):
     housekeeping_interval_seconds: float = Field(default=3_600.0, gt=0, le=86_400)
     housekeeping_rows_max: int = Field(default=10_000, ge=1, le=1_000_000)
     """Rows that one statement of the housekeeping deletes."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LedgerSettings:
+        if self.database_pool_size_max < self.log_shards + _CONNECTIONS_MIN:
+            raise ValueError(
+                f"DATABASE_POOL_SIZE_MAX must be LOG_SHARDS and {_CONNECTIONS_MIN} more: leading holds connections"
+            )
+        return self
 
     @property
     def license_validity(self) -> timedelta:

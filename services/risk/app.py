@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from execution.risk.v1 import risk_service_pb2_grpc as risk_grpc
-from services.common import admin, migrations, pg, rpc, stream, tasks, tls
+from services.common import admin, log, migrations, pg, rpc, tasks, tls
 from services.common.clock import Clock, SystemClock
 from services.common.settings import require_secret
 from services.risk.detector import Detector
@@ -62,9 +62,9 @@ async def running(settings: RiskSettings, *, clock: Clock | None = None) -> Asyn
         ) as channel,
     ):
         ledger = Ledger(channel)
-        redis = None
+        signal_log = None
         if settings.redis_url is not None:
-            redis = await parts.enter_async_context(stream.connect(settings))
+            signal_log = await parts.enter_async_context(log.connect(settings))
         store = RiskStore(
             pool,
             outcome_age_days_max=settings.outcome_age_days_max,
@@ -81,7 +81,7 @@ async def running(settings: RiskSettings, *, clock: Clock | None = None) -> Asyn
             detector=detector,
             leadership=leadership,
             licenses=LicenseCache(ledger.authenticate, rules=_cache_rules(settings), clock=clock),
-            heads=LogHeads(redis, masters_max=settings.masters_cached_max),
+            heads=LogHeads(signal_log, masters_max=settings.masters_cached_max),
             clock=clock,
         )
         readiness = admin.Readiness()

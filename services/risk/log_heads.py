@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from services.common import log
 from services.common.errors import UnavailableError
-from services.common.stream import Redis
 from services.risk import metrics
 from services.risk.intake import NewOutcomes
 
@@ -21,21 +20,21 @@ class LogHeads:
     honest reports on what it lost look invented.
     """
 
-    def __init__(self, client: Redis | None, *, masters_max: int) -> None:
-        """Without a client every position is taken for known."""
-        self._client = client
+    def __init__(self, signal_log: log.SignalLog | None, *, masters_max: int) -> None:
+        """Without a log every position is taken for known."""
+        self._log = signal_log
         self._masters_max = masters_max
         self._heads: dict[int, Position] = {}
 
     async def unknown(self, outcomes: NewOutcomes) -> list[int]:
         """Indexes of the outcomes whose position is beyond the end of the master's stream; none while Redis is away."""
-        if self._client is None:
+        if self._log is None:
             return []
         beyond = self._beyond(outcomes, range(len(outcomes)))
         if not beyond:
             return []
         try:
-            await self._read(self._client, sorted({outcomes.master_ids[index] for index in beyond}))
+            await self._read(self._log, sorted({outcomes.master_ids[index] for index in beyond}))
         except UnavailableError as error:
             metrics.HEADS_UNREAD.inc()
             _log.debug("positions are not compared with the log: %s", error.message)
@@ -51,8 +50,8 @@ class LogHeads:
             > heads.get(outcomes.master_ids[index], nowhere)
         ]
 
-    async def _read(self, client: Redis, masters: Sequence[int]) -> None:
-        for master, head in (await log.read_heads(client, masters)).items():
+    async def _read(self, signal_log: log.SignalLog, masters: Sequence[int]) -> None:
+        for master, head in (await signal_log.read_heads(masters)).items():
             if len(self._heads) >= self._masters_max and master not in self._heads:
                 self._heads.clear()
             self._heads[master] = max(head.position, self._heads.get(master, (0, 0)))

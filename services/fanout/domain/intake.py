@@ -48,11 +48,6 @@ class Intake:
             del self._trackers[master_id]
         return gone
 
-    def clear(self) -> None:
-        """Forgets everything: the log is another one."""
-        self._ring.clear()
-        self._trackers.clear()
-
     def _append(self, log: MasterLog, run: log_pb2.LogRun) -> bool:
         if before(run) > log.head:
             # What lies between was not read: stops may have moved unseen.

@@ -338,11 +338,6 @@ class Ring:
             largest.forget(max(1, len(largest) // _EVICT_SHARE))
             self._memory_bytes += largest.memory_bytes - before
 
-    def clear(self) -> None:
-        """Forgets all logs; cursors in them see nothing new any more."""
-        self._logs.clear()
-        self._memory_bytes = 0
-
     def discard(self, is_idle: Callable[[MasterLog], bool]) -> int:
         """Forgets the logs that `is_idle` allows; returns how many. What they held is still behind the ring."""
         gone = [log.master_id for log in self._logs.values() if is_idle(log)]

@@ -140,6 +140,8 @@ class Handshake:
     def refused(self, code: pb.RejectCode.ValueType, message: str) -> None:
         """The ledger or the log said no. After UNAVAILABLE the client may send its Login again."""
         retry_after_ms = self._limits.retry_after_ms if code == pb.REJECT_CODE_UNAVAILABLE else 0
+                    authorisation.archived_epoch,
+                    authorisation.archived_sequence,
         self._outbox.reject(code, message, retry_after_ms=retry_after_ms)
         self.step = Step.LOGIN
 

@@ -44,6 +44,9 @@ class Authorisation:
     expires_at_us: int
     signals_per_second_max: int = 0
     signal_age_ms_max: int | None = None
+    archived_epoch: int = 0
+    archived_sequence: int = 0
+    """The last position that the ledger has archived; zeros for none."""
 
     def __repr__(self) -> str:
         return f"Authorisation(license_id={self.license_id!r}, expires_at_us={self.expires_at_us})"
@@ -118,6 +121,9 @@ class OpenLog:
     acknowledged_epoch: int
     acknowledged_sequence: int
     begin_epoch: bool
+    archived_epoch: int = 0
+    archived_sequence: int = 0
+    """A new epoch lies above this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from execution.common.v1 import position_pb2
@@ -23,9 +23,9 @@ RECORDS_PER_RESPONSE_MAX: Final = 1_000
 class ArchiveServicer(archive_service_pb2_grpc.ArchiveServiceServicer):
     """See the contract."""
 
-    def __init__(self, archive: ArchiveReader, log: Log) -> None:
+    def __init__(self, archive: ArchiveReader, logs: Sequence[Log]) -> None:
         self._archive = archive
-        self._log = log
+        self._logs = logs
 
     async def ReadSignals(
         self, request: pb.ReadSignalsRequest, context: Context
@@ -52,7 +52,8 @@ class ArchiveServicer(archive_service_pb2_grpc.ArchiveServiceServicer):
         self, request: pb.GetArchiveStatusRequest, context: Context
     ) -> pb.GetArchiveStatusResponse:
         """See the contract."""
-        return status_to_pb(await self._archive.status(), await self._log.pending())
+        pending = [await log.pending() for log in self._logs]
+        return status_to_pb(await self._archive.status(), sum(pending))
 
 
 def position_from_pb(position: position_pb2.StreamPosition, field: str) -> tuple[int, int]:

@@ -144,9 +144,12 @@ def signing_key_to_pb(key: SigningKey) -> pb.SigningKey:
 
 def authorization_to_pb(authorization: Authorization) -> pb.AuthorizeMasterResponse:
     """What the session needs, as message."""
-    return pb.AuthorizeMasterResponse(
+    message = pb.AuthorizeMasterResponse(
         master=master_to_pb(authorization.master),
         secret=authorization.secret,
         license_id=str(authorization.license_id),
         expires_at=convert.timestamp_to_pb(authorization.expires_at),
     )
+    if authorization.archived != (0, 0):
+        message.archived.epoch, message.archived.sequence = authorization.archived
+    return message

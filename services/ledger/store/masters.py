@@ -49,6 +49,8 @@ class Authorization:
     secret: bytes
     license_id: UUID
     expires_at: datetime
+    archived: tuple[int, int]
+    """(epoch, sequence) of the last position that is archived; zeros for none."""
 
 
 class MasterStore:
@@ -156,7 +158,8 @@ class MasterStore:
         ends = masters.session_end(_claim(row), row["read_at"])
         sealed = Sealed(row["sealed_secret"], row["sealing_key_id"])
         secret = self._sealer.open(sealed, master_id=master_id, key_id=key_id)
-        return Authorization(_master(row), secret, row["license_id"], ends)
+        archived = row["archived_epoch"], row["archived_sequence"]
+        return Authorization(_master(row), secret, row["license_id"], ends, archived)
 
     async def _insert_key(self, connection: pg.Connection, master_id: int, *, number: int) -> SigningKey:
         made = SigningKey(_key_id(number), secrets.token_bytes(masters.SECRET_BYTES))

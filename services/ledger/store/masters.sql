@@ -54,8 +54,10 @@ select m.master_id, m.owner_user_id, m.display_name, m.account_mode, m.signals_p
        m.created_at, m.suspended_at,
        k.sealed_secret, k.sealing_key_id, k.expires_at as key_expires_at, k.revoked_at as key_revoked_at,
        l.license_id, l.user_id as license_user_id, l.expires_at as license_expires_at,
-       l.revoked_at as license_revoked_at, now() as read_at
+       l.revoked_at as license_revoked_at, now() as read_at,
+       coalesce(h.epoch, 0) as archived_epoch, coalesce(h.sequence, 0) as archived_sequence
   from ledger.masters as m
   join ledger.signing_keys as k on k.master_id = m.master_id and k.key_id = $2
   join ledger.licenses as l on l.token_sha256 = $3
+  left join ledger.archive_heads as h on h.master_id = m.master_id
  where m.master_id = $1

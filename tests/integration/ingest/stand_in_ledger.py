@@ -27,6 +27,7 @@ class StandInLedger(pb_grpc.MasterServiceServicer):
         self.refusals: dict[int, str] = {}
         self.expires_at: dict[int, float] = {}
         self.signals_per_second_max: dict[int, int] = {}
+        self.archived: dict[int, tuple[int, int]] = {}
         self.asked = 0
         self.is_away = False
         self.port = 0
@@ -51,6 +52,8 @@ class StandInLedger(pb_grpc.MasterServiceServicer):
         answer.master.signals_per_second_max = self.signals_per_second_max.get(who.master_id, 0)
         expires_at = self.expires_at.get(who.master_id, time.time() + 3_600)
         answer.expires_at.FromMicroseconds(int(expires_at * 1e6))
+        if request.master_id in self.archived:
+            answer.archived.epoch, answer.archived.sequence = self.archived[request.master_id]
         return answer
 
 

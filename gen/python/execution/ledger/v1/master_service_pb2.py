@@ -22,46 +22,47 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from execution.common.v1 import position_pb2 as execution_dot_common_dot_v1_dot_position__pb2
 from execution.common.v1 import signal_pb2 as execution_dot_common_dot_v1_dot_signal__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(execution/ledger/v1/master_service.proto\x12\x13\x65xecution.ledger.v1\x1a execution/common/v1/signal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x02\n\x06Master\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\"\n\rowner_user_id\x18\x02 \x01(\tR\x0bownerUserId\x12!\n\x0c\x64isplay_name\x18\x03 \x01(\tR\x0b\x64isplayName\x12\x43\n\x0c\x61\x63\x63ount_mode\x18\x04 \x01(\x0e\x32 .execution.common.v1.AccountModeR\x0b\x61\x63\x63ountMode\x12\x33\n\x16signals_per_second_max\x18\x05 \x01(\rR\x13signalsPerSecondMax\x12?\n\x0esignal_age_max\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0csignalAgeMax\x12\x39\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\";\n\nSigningKey\x12\x15\n\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x16\n\x06secret\x18\x02 \x01(\x0cR\x06secret\"\xb6\x02\n\x13\x43reateMasterRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\"\n\rowner_user_id\x18\x02 \x01(\tR\x0bownerUserId\x12!\n\x0c\x64isplay_name\x18\x03 \x01(\tR\x0b\x64isplayName\x12\x43\n\x0c\x61\x63\x63ount_mode\x18\x04 \x01(\x0e\x32 .execution.common.v1.AccountModeR\x0b\x61\x63\x63ountMode\x12\x33\n\x16signals_per_second_max\x18\x05 \x01(\rR\x13signalsPerSecondMax\x12?\n\x0esignal_age_max\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0csignalAgeMax\"~\n\x14\x43reateMasterResponse\x12\x33\n\x06master\x18\x01 \x01(\x0b\x32\x1b.execution.ledger.v1.MasterR\x06master\x12\x31\n\x03key\x18\x02 \x01(\x0b\x32\x1f.execution.ledger.v1.SigningKeyR\x03key\"/\n\x10GetMasterRequest\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\"H\n\x11GetMasterResponse\x12\x33\n\x06master\x18\x01 \x01(\x0b\x32\x1b.execution.ledger.v1.MasterR\x06master\"P\n\x12ListMastersRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"t\n\x13ListMastersResponse\x12\x35\n\x07masters\x18\x01 \x03(\x0b\x32\x1b.execution.ledger.v1.MasterR\x07masters\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8a\x01\n\x17RotateSigningKeyRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12\x33\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07overlap\"M\n\x18RotateSigningKeyResponse\x12\x31\n\x03key\x18\x01 \x01(\x0b\x32\x1f.execution.ledger.v1.SigningKeyR\x03key\"M\n\x17RevokeSigningKeyRequest\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\"\x1a\n\x18RevokeSigningKeyResponse\"q\n\x16\x41uthorizeMasterRequest\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\x12#\n\rlicense_token\x18\x03 \x01(\tR\x0clicenseToken\"\xc0\x01\n\x17\x41uthorizeMasterResponse\x12\x33\n\x06master\x18\x01 \x01(\x0b\x32\x1b.execution.ledger.v1.MasterR\x06master\x12\x16\n\x06secret\x18\x02 \x01(\x0cR\x06secret\x12\x1d\n\nlicense_id\x18\x03 \x01(\tR\tlicenseId\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt2\x82\x05\n\rMasterService\x12\x63\n\x0c\x43reateMaster\x12(.execution.ledger.v1.CreateMasterRequest\x1a).execution.ledger.v1.CreateMasterResponse\x12Z\n\tGetMaster\x12%.execution.ledger.v1.GetMasterRequest\x1a&.execution.ledger.v1.GetMasterResponse\x12`\n\x0bListMasters\x12\'.execution.ledger.v1.ListMastersRequest\x1a(.execution.ledger.v1.ListMastersResponse\x12o\n\x10RotateSigningKey\x12,.execution.ledger.v1.RotateSigningKeyRequest\x1a-.execution.ledger.v1.RotateSigningKeyResponse\x12o\n\x10RevokeSigningKey\x12,.execution.ledger.v1.RevokeSigningKeyRequest\x1a-.execution.ledger.v1.RevokeSigningKeyResponse\x12l\n\x0f\x41uthorizeMaster\x12+.execution.ledger.v1.AuthorizeMasterRequest\x1a,.execution.ledger.v1.AuthorizeMasterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(execution/ledger/v1/master_service.proto\x12\x13\x65xecution.ledger.v1\x1a\"execution/common/v1/position.proto\x1a execution/common/v1/signal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x02\n\x06Master\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\"\n\rowner_user_id\x18\x02 \x01(\tR\x0bownerUserId\x12!\n\x0c\x64isplay_name\x18\x03 \x01(\tR\x0b\x64isplayName\x12\x43\n\x0c\x61\x63\x63ount_mode\x18\x04 \x01(\x0e\x32 .execution.common.v1.AccountModeR\x0b\x61\x63\x63ountMode\x12\x33\n\x16signals_per_second_max\x18\x05 \x01(\rR\x13signalsPerSecondMax\x12?\n\x0esignal_age_max\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0csignalAgeMax\x12\x39\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\";\n\nSigningKey\x12\x15\n\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x16\n\x06secret\x18\x02 \x01(\x0cR\x06secret\"\xb6\x02\n\x13\x43reateMasterRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\"\n\rowner_user_id\x18\x02 \x01(\tR\x0bownerUserId\x12!\n\x0c\x64isplay_name\x18\x03 \x01(\tR\x0b\x64isplayName\x12\x43\n\x0c\x61\x63\x63ount_mode\x18\x04 \x01(\x0e\x32 .execution.common.v1.AccountModeR\x0b\x61\x63\x63ountMode\x12\x33\n\x16signals_per_second_max\x18\x05 \x01(\rR\x13signalsPerSecondMax\x12?\n\x0esignal_age_max\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0csignalAgeMax\"~\n\x14\x43reateMasterResponse\x12\x33\n\x06master\x18\x01 \x01(\x0b\x32\x1b.execution.ledger.v1.MasterR\x06master\x12\x31\n\x03key\x18\x02 \x01(\x0b\x32\x1f.execution.ledger.v1.SigningKeyR\x03key\"/\n\x10GetMasterRequest\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\"H\n\x11GetMasterResponse\x12\x33\n\x06master\x18\x01 \x01(\x0b\x32\x1b.execution.ledger.v1.MasterR\x06master\"P\n\x12ListMastersRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"t\n\x13ListMastersResponse\x12\x35\n\x07masters\x18\x01 \x03(\x0b\x32\x1b.execution.ledger.v1.MasterR\x07masters\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8a\x01\n\x17RotateSigningKeyRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n\tmaster_id\x18\x02 \x01(\x04R\x08masterId\x12\x33\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07overlap\"M\n\x18RotateSigningKeyResponse\x12\x31\n\x03key\x18\x01 \x01(\x0b\x32\x1f.execution.ledger.v1.SigningKeyR\x03key\"M\n\x17RevokeSigningKeyRequest\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\"\x1a\n\x18RevokeSigningKeyResponse\"q\n\x16\x41uthorizeMasterRequest\x12\x1b\n\tmaster_id\x18\x01 \x01(\x04R\x08masterId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\x12#\n\rlicense_token\x18\x03 \x01(\tR\x0clicenseToken\"\x81\x02\n\x17\x41uthorizeMasterResponse\x12\x33\n\x06master\x18\x01 \x01(\x0b\x32\x1b.execution.ledger.v1.MasterR\x06master\x12\x16\n\x06secret\x18\x02 \x01(\x0cR\x06secret\x12\x1d\n\nlicense_id\x18\x03 \x01(\tR\tlicenseId\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\x12?\n\x08\x61rchived\x18\x05 \x01(\x0b\x32#.execution.common.v1.StreamPositionR\x08\x61rchived2\x82\x05\n\rMasterService\x12\x63\n\x0c\x43reateMaster\x12(.execution.ledger.v1.CreateMasterRequest\x1a).execution.ledger.v1.CreateMasterResponse\x12Z\n\tGetMaster\x12%.execution.ledger.v1.GetMasterRequest\x1a&.execution.ledger.v1.GetMasterResponse\x12`\n\x0bListMasters\x12\'.execution.ledger.v1.ListMastersRequest\x1a(.execution.ledger.v1.ListMastersResponse\x12o\n\x10RotateSigningKey\x12,.execution.ledger.v1.RotateSigningKeyRequest\x1a-.execution.ledger.v1.RotateSigningKeyResponse\x12o\n\x10RevokeSigningKey\x12,.execution.ledger.v1.RevokeSigningKeyRequest\x1a-.execution.ledger.v1.RevokeSigningKeyResponse\x12l\n\x0f\x41uthorizeMaster\x12+.execution.ledger.v1.AuthorizeMasterRequest\x1a,.execution.ledger.v1.AuthorizeMasterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'execution.ledger.v1.master_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MASTER']._serialized_start=165
-  _globals['_MASTER']._serialized_end=519
-  _globals['_SIGNINGKEY']._serialized_start=521
-  _globals['_SIGNINGKEY']._serialized_end=580
-  _globals['_CREATEMASTERREQUEST']._serialized_start=583
-  _globals['_CREATEMASTERREQUEST']._serialized_end=893
-  _globals['_CREATEMASTERRESPONSE']._serialized_start=895
-  _globals['_CREATEMASTERRESPONSE']._serialized_end=1021
-  _globals['_GETMASTERREQUEST']._serialized_start=1023
-  _globals['_GETMASTERREQUEST']._serialized_end=1070
-  _globals['_GETMASTERRESPONSE']._serialized_start=1072
-  _globals['_GETMASTERRESPONSE']._serialized_end=1144
-  _globals['_LISTMASTERSREQUEST']._serialized_start=1146
-  _globals['_LISTMASTERSREQUEST']._serialized_end=1226
-  _globals['_LISTMASTERSRESPONSE']._serialized_start=1228
-  _globals['_LISTMASTERSRESPONSE']._serialized_end=1344
-  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=1347
-  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=1485
-  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_start=1487
-  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_end=1564
-  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_start=1566
-  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_end=1643
-  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_start=1645
-  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_end=1671
-  _globals['_AUTHORIZEMASTERREQUEST']._serialized_start=1673
-  _globals['_AUTHORIZEMASTERREQUEST']._serialized_end=1786
-  _globals['_AUTHORIZEMASTERRESPONSE']._serialized_start=1789
-  _globals['_AUTHORIZEMASTERRESPONSE']._serialized_end=1981
-  _globals['_MASTERSERVICE']._serialized_start=1984
-  _globals['_MASTERSERVICE']._serialized_end=2626
+  _globals['_MASTER']._serialized_start=201
+  _globals['_MASTER']._serialized_end=555
+  _globals['_SIGNINGKEY']._serialized_start=557
+  _globals['_SIGNINGKEY']._serialized_end=616
+  _globals['_CREATEMASTERREQUEST']._serialized_start=619
+  _globals['_CREATEMASTERREQUEST']._serialized_end=929
+  _globals['_CREATEMASTERRESPONSE']._serialized_start=931
+  _globals['_CREATEMASTERRESPONSE']._serialized_end=1057
+  _globals['_GETMASTERREQUEST']._serialized_start=1059
+  _globals['_GETMASTERREQUEST']._serialized_end=1106
+  _globals['_GETMASTERRESPONSE']._serialized_start=1108
+  _globals['_GETMASTERRESPONSE']._serialized_end=1180
+  _globals['_LISTMASTERSREQUEST']._serialized_start=1182
+  _globals['_LISTMASTERSREQUEST']._serialized_end=1262
+  _globals['_LISTMASTERSRESPONSE']._serialized_start=1264
+  _globals['_LISTMASTERSRESPONSE']._serialized_end=1380
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=1383
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=1521
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_start=1523
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_end=1600
+  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_start=1602
+  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_end=1679
+  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_start=1681
+  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_end=1707
+  _globals['_AUTHORIZEMASTERREQUEST']._serialized_start=1709
+  _globals['_AUTHORIZEMASTERREQUEST']._serialized_end=1822
+  _globals['_AUTHORIZEMASTERRESPONSE']._serialized_start=1825
+  _globals['_AUTHORIZEMASTERRESPONSE']._serialized_end=2082
+  _globals['_MASTERSERVICE']._serialized_start=2085
+  _globals['_MASTERSERVICE']._serialized_end=2727
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from execution.common.v1 import position_pb2 as _position_pb2
 from execution.common.v1 import signal_pb2 as _signal_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -410,6 +411,7 @@ class AuthorizeMasterResponse(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     LICENSE_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ARCHIVED_FIELD_NUMBER: _builtins.int
     secret: _builtins.bytes
     """The key's secret."""
     license_id: _builtins.str
@@ -422,6 +424,12 @@ class AuthorizeMasterResponse(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When the session must end, unless a new login shows another license."""
 
+    @_builtins.property
+    def archived(self) -> _position_pb2.StreamPosition:
+        """The last position of the master that is archived; unset while there is none. A log that lost the master's head
+        begins an epoch above it, so that no position is given twice.
+        """
+
     def __init__(
         self,
         *,
@@ -429,10 +437,11 @@ class AuthorizeMasterResponse(_message.Message):
         secret: _builtins.bytes = ...,
         license_id: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        archived: _position_pb2.StreamPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "master", b"master"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archived", b"archived", "expires_at", b"expires_at", "master", b"master"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "license_id", b"license_id", "master", b"master", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived", b"archived", "expires_at", b"expires_at", "license_id", b"license_id", "master", b"master", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
