@@ -97,9 +97,10 @@ class SimulatedFanout:
             return self._from(held)
         if kind == "from_now":
             return self._from(self.head, said=True)
-        return self._from_snapshot()
+        return self.full_sync()
 
-    def _from_snapshot(self) -> Iterator[pb.SubscribeResponse]:
+    def full_sync(self) -> Iterator[pb.SubscribeResponse]:
+        """The stored snapshot, then everything after it; nothing when there is none."""
         snapshot = self.snapshot
         if snapshot is None or Position.from_pb(snapshot.as_of) < self.trimmed_through:
             return

@@ -11,11 +11,11 @@ from ecp_client.subscriber.session import (
     Delivery,
     Moved,
     SnapshotReceived,
-    Start,
     Step,
     SubscriberSession,
-    Track,
+    WithheldAgain,
 )
+from ecp_client.subscriber.track import Start, Track
 from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.common.v1 import signal_pb2 as common_pb
 from execution.fanout.v1 import fanout_service_pb2 as pb
@@ -251,6 +251,44 @@ class TestGaps:
         fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
         assert fed.state(pb.SUBSCRIPTION_STATE_SYNCED) == [StateChanged(1, SyncState.SYNCED, "told to")]
         assert not fed.session.wants_new_stream
+
+    def test_a_pause_counts_over_streams_that_did_not_open(self) -> None:
+        """Whoever is paused needs no full sync of what was withheld, however often it must reconnect."""
+        fed = Fed()
+        fed.run(1, 2)
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        fed.gap(P(1, 3), P(1, 4), position_pb2.GAP_REASON_WITHHELD)
+        for _ in range(3):
+            fed.session.stream_ended()
+            assert not fed.session.ask_for_full_sync()
+            assert fed.again().WhichOneof("start") == "after"
+            assert fed.track.state is SyncState.PAUSED_ALL
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        assert fed.progress(P(1, 4)) == []
+        assert not fed.session.wants_new_stream
+
+    def test_a_stream_that_begins_without_a_pause_tells_its_end(self) -> None:
+        fed = Fed()
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        fed.gap(P(1, 1), P(1, 4), position_pb2.GAP_REASON_WITHHELD)
+        fed.again()
+        assert fed.progress(P(1, 4)) == [StateChanged(1, SyncState.SYNCED, "the pause is over")]
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+
+    def test_what_came_before_a_pause_withheld_it_is_not_told_as_missing(self) -> None:
+        fed = Fed()
+        fed.run(1, 6)
+        fed.again()
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        fed.snapshot(P(1, 3))
+        steps = fed.gap(P(1, 4), P(1, 5), position_pb2.GAP_REASON_WITHHELD)
+        assert steps == [WithheldAgain(1, P(1, 4), P(1, 5))]
+        steps = fed.gap(P(1, 6), P(1, 8), position_pb2.GAP_REASON_WITHHELD)
+        assert steps == [
+            WithheldAgain(1, P(1, 6), P(1, 6)),
+            GapSeen(1, P(1, 7), P(1, 8), "WITHHELD", P(1, 8)),
+        ]
+        assert fed.track.withheld
 
     def test_a_gap_that_comes_again_is_passed_over(self) -> None:
         fed = Fed()

@@ -95,6 +95,7 @@ class MasterSession:
         self._events: list[events.MasterEvent] = []
         self._flights = Flights()
         self._send_up_to = 0
+        self._last_sent = 0
         self._held_until_us = 0
         self._hold = Backoff(self.limits.hold_us_min, self.limits.hold_us_max, uniform)
         self._snapshots_under_way = 0
@@ -192,6 +193,7 @@ class MasterSession:
         body = batch_body(first, self._clock.at(now_us), signals)
         self._out.append(signed_frame(SIGNALS_TAG, self._keys.signals, body))
         self.next_sequence = first + len(signals)
+        self._last_sent = max(self._last_sent, self.next_sequence - 1)
         self._flights.add(Flight(first, self.next_sequence - 1))
         self._sent_at_us = now_us
 
@@ -206,6 +208,7 @@ class MasterSession:
             self._out.append(signed_frame(GAP_FILL_TAG, self._keys.gap_fill, serialized))
             self._flights.add(Flight(first, upto, is_gap_fill=True))
             self.next_sequence = upto + 1
+        self._last_sent = max(self._last_sent, last)
         self._sent_at_us = now_us
 
     def takes_snapshot(self, snapshot: Snapshot) -> bool:
@@ -283,6 +286,7 @@ class MasterSession:
         self.acknowledged = position.sequence
         self._flights.acknowledged(position.sequence)
         self.next_sequence = position.sequence + 1
+        self._last_sent = position.sequence
         self._send_up_to = position.sequence + welcome.window
         new_epoch = bool(self._resume.epoch) and position.epoch != self._resume.epoch
         self._events.append(
@@ -292,7 +296,7 @@ class MasterSession:
         )
 
     def _on_ack(self, ack: pb.Ack) -> None:
-        if ack.sequence >= self.next_sequence and not self._flights:
+        if ack.sequence > self._last_sent:
             raise ServerProtocolError(f"the server acknowledged {ack.sequence}, which was never sent")
         self._flights.acknowledged(ack.sequence)
         self._send_up_to = ack.sequence + min(ack.credits, self.welcome.window)

@@ -18,9 +18,9 @@ from ecp_client.subscriber.events import (
 from ecp_client.subscriber.journal import Journal, JournalSettings, read_journal
 from ecp_client.subscriber.processing import SubscriberStats
 from ecp_client.subscriber.reporting import Report
-from ecp_client.subscriber.session import Start
 from ecp_client.subscriber.settings import SubscriberSettings
 from ecp_client.subscriber.thread import SubscriberThread
+from ecp_client.subscriber.track import Start
 
 __all__ = [
     "Batch",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from ecp_client.account import Account, Holding, HoldingState, OrderHolding
 from ecp_client.books import Book
 from ecp_client.copying import Action, Copier, Decision, Plan, Reason, reconcile
-from ecp_client.positions import Position
+from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.journal_format import DEGRADED, WITHHELD, Entry, EntryType, checkpoint_body, encode
-from ecp_client.subscriber.session import Track
+from ecp_client.subscriber.track import Track
 from execution.common.v1 import signal_pb2, snapshot_pb2
 
 _OPENS_POSITION = frozenset((signal_pb2.SIGNAL_KIND_OPEN, signal_pb2.SIGNAL_KIND_PENDING_FILL))
@@ -27,6 +27,10 @@ class Following:
     synced_over: Position | None = None
     """A snapshot was taken when signals had been delivered up to here, and the account is compared with the mirror once
     that has caught up; None when there is nothing to compare."""
+    synced_as_of: Position = BEGINNING
+    """The last snapshot stands for everything up to here."""
+    mirror_before: Book | None = None
+    """The mirror that the snapshot replaced, until the full sync is finished."""
 
     def take(self, sequenced: signal_pb2.SequencedSignal, server_now_us: int) -> Decision:
         """Takes a new signal."""
@@ -45,8 +49,23 @@ class Following:
         for entry in self.decided.values():
             _patch(self.copier.account, entry)
         self.decided.clear()
+        if self.mirror_before is None:
+            self.mirror_before = self.copier.mirror
         self.copier.mirror = Book.from_snapshot(snapshot)
         self.synced_over = previous
+        self.synced_as_of = Position.from_pb(snapshot.as_of)
+
+    def keep_withheld(self, first: Position, last: Position) -> None:
+        """Takes over from the mirror before what signals opened that were delivered then and are withheld now."""
+        before, mirror = self.mirror_before, self.copier.mirror
+        if before is None or first.epoch != last.epoch:
+            return
+        for ticket, position in before.positions.items():
+            if first.sequence <= position.opened_by_sequence <= last.sequence:
+                mirror.positions.setdefault(ticket, position)
+        for ticket, order in before.orders.items():
+            if first.sequence <= order.placed_by_sequence <= last.sequence:
+                mirror.orders.setdefault(ticket, order)
 
     @property
     def has_caught_up(self) -> bool:
@@ -56,19 +75,22 @@ class Following:
 
     def finish_full_sync(self, server_now_us: int, held: Collection[int] | None) -> Plan:
         """Brings the account in step with the mirror; `held` is what the terminal really has, if it can tell."""
-        self.synced_over = None
+        self.synced_over = self.mirror_before = None
         return reconcile(
             self.copier, self.copier.mirror, server_now_us, master_id=self.track.master_id, held=held
         )
 
-    def checkpoint(self, now_us: int) -> bytes | None:
-        """The journal entry from which a later process can go on, or None while a replay is under way."""
-        position = self.track.held
+    def checkpoint(self, now_us: int, mirror_at: Position | None = None) -> bytes | None:
+        """The journal entry from which a later process can go on, or None while a replay is under way.
+
+        The mirror is as of `mirror_at` when signals behind that were received and not yet taken.
+        """
+        position = mirror_at or self.track.held
         if (
             position is None
             or self.decided
             or self.synced_over is not None
-            or position < self.track.processed
+            or (mirror_at is None and position < self.track.processed)
         ):
             return None
         try:

@@ -22,8 +22,16 @@ from ecp_client.subscriber.journal import Journal
 from ecp_client.subscriber.journal_format import LATENCY_US_MAX, Entry, EntryType, encode, pack_entry
 from ecp_client.subscriber.recovery import Recovered
 from ecp_client.subscriber.reporting import Outcomes
-from ecp_client.subscriber.session import Delivery, Moved, SnapshotReceived, Step, SubscriberSession, Track
+from ecp_client.subscriber.session import (
+    Delivery,
+    Moved,
+    SnapshotReceived,
+    Step,
+    SubscriberSession,
+    WithheldAgain,
+)
 from ecp_client.subscriber.settings import SubscriberSettings
+from ecp_client.subscriber.track import Track
 from ecp_client.telling import Teller
 from execution.common.v1 import position_pb2
 from execution.common.v1.signal_pb2 import SequencedSignal
@@ -214,14 +222,21 @@ class Processor:
         entries: list[bytes] = []
         for gap in delivery.gaps:
             self.tell(gap)
-        for following in list(self.followings.values()):
-            entries += self._finish_full_sync(following, now_us)
+        first_fresh: dict[int, Position] = {}
+        for sequenced in delivery.fresh:
+            previous = Position(sequenced.previous_epoch, sequenced.previous_sequence)
+            first_fresh.setdefault(sequenced.master_id, previous)
+        for master_id, following in list(self.followings.items()):
+            entries += self._finish_full_sync(following, now_us, mirror_at=first_fresh.get(master_id))
         self._write(entries)
 
     def _take_step(self, step: Step, now_us: int) -> list[bytes]:
         """Takes what is no signal; returns the journal's entries."""
         if isinstance(step, SnapshotReceived):
             self.following(step.master_id).begin_full_sync(step.snapshot, step.previous)
+            return []
+        if isinstance(step, WithheldAgain):
+            self.following(step.master_id).keep_withheld(step.first, step.last)
             return []
         if isinstance(step, Moved):
             return [encode(Entry(EntryType.PROGRESS, step.master_id, step.position, step.previous, now_us))]
@@ -238,7 +253,10 @@ class Processor:
             )
         return []
 
-    def _finish_full_sync(self, following: Following, now_us: int) -> list[bytes]:
+    def _finish_full_sync(
+        self, following: Following, now_us: int, mirror_at: Position | None = None
+    ) -> list[bytes]:
+        """Finishes it once the mirror has caught up; new signals that came with the last replay are not in it yet."""
         if not following.has_caught_up:
             return []
         master_id = following.track.master_id
@@ -246,10 +264,10 @@ class Processor:
         held = self._hooks.held_positions(master_id) if self._hooks.held_positions is not None else None
         plan = following.finish_full_sync(self.clock.at(monotonic_us()), held)
         self.stats.full_syncs += 1
-        position = following.track.held or BEGINNING
+        position = mirror_at or following.track.held or BEGINNING
         self.tell(Resynced(master_id, position, plan))
-        entries = [encode(Entry(EntryType.SNAPSHOT, master_id, position, previous, now_us))]
-        checkpoint = following.checkpoint(now_us)
+        entries = [encode(Entry(EntryType.SNAPSHOT, master_id, following.synced_as_of, previous, now_us))]
+        checkpoint = following.checkpoint(now_us, mirror_at)
         return entries if checkpoint is None else [*entries, checkpoint]
 
     # What the application says

@@ -5,13 +5,13 @@ It decides what is new and what is missing. What a signal means for the account 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.endings import PositionsUnavailable
 from ecp_client.subscriber.events import Degraded, GapSeen, ServerDraining, StateChanged, SyncState
+from ecp_client.subscriber.track import Start, Track
 from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.common.v1.signal_pb2 import SequencedSignal
 from execution.fanout.v1 import fanout_service_pb2 as pb
@@ -30,63 +30,6 @@ _STATES: dict[int, SyncState] = {
     pb.SUBSCRIPTION_STATE_CANCELLED: SyncState.CANCELLED,
 }
 _PAUSES = (SyncState.PAUSED_CLOSE_ONLY, SyncState.PAUSED_ALL)
-
-
-class Start(enum.Enum):
-    """Where to begin with a master of whom nothing is known yet."""
-
-    SNAPSHOT = "snapshot"
-    """With all that the master has open, then everything after it."""
-    NOW = "now"
-    """With the next signal."""
-    BEGINNING = "beginning"
-    """With the first signal that the server still has of the whole history."""
-
-
-@dataclass(slots=True)
-class Track:
-    """Where one master's stream stands."""
-
-    master_id: int
-    start: Start
-    held: Position | None = None
-    """Everything up to here was received, or was told not to come; None before the start is known."""
-    processed: Position = BEGINNING
-    """Signals up to here were delivered before, by this process or by one before it: they come as replays."""
-    degraded_at: Position | None = None
-    """The full sync must reach beyond this, where the last gap ended; None when nothing is missing."""
-    pause: SyncState | None = None
-    is_cancelled: bool = False
-    wants_snapshot: bool = False
-    """The next request asks for a full sync."""
-    awaits_snapshot: bool = False
-    """A full sync was asked for and has not begun."""
-    withheld: bool = False
-    """A pause withheld signals: the mirror is incomplete until the next full sync."""
-    stalled: bool = False
-    """The stream jumped without a word: nothing more is taken from it."""
-    jumped_at: Position | None = None
-    """Where that happened last; twice at the same place asks for a full sync."""
-    snapshots_missed: int = 0
-    """Streams that ended before the snapshot that was asked for came."""
-
-    @property
-    def degraded(self) -> bool:
-        """Whether signals are missing, so that only what reduces risk is safe."""
-        return self.degraded_at is not None
-
-    @property
-    def state(self) -> SyncState:
-        """The state as the application sees it."""
-        if self.is_cancelled:
-            return SyncState.CANCELLED
-        if self.pause is not None:
-            return self.pause
-        if self.awaits_snapshot and self.held is not None:
-            return SyncState.RESYNCING
-        if self.degraded:
-            return SyncState.DEGRADED
-        return SyncState.STARTING if self.held is None else SyncState.SYNCED
 
 
 @dataclass(slots=True)
@@ -118,7 +61,16 @@ class Moved:
     position: Position
 
 
-Step = GapSeen | Degraded | SnapshotReceived | Moved | StateChanged | ServerDraining
+@dataclass(frozen=True, slots=True)
+class WithheldAgain:
+    """A pause withheld, behind a snapshot, signals that had been delivered before: nobody will replay those."""
+
+    master_id: int
+    first: Position
+    last: Position
+
+
+Step = GapSeen | Degraded | SnapshotReceived | Moved | WithheldAgain | StateChanged | ServerDraining
 
 
 class SubscriberSession:
@@ -155,8 +107,7 @@ class SubscriberSession:
     def _ask_for(self, track: Track, start: pb.MasterStart) -> None:
         track.awaits_snapshot = track.wants_snapshot or (track.held is None and track.start is Start.SNAPSHOT)
         track.wants_snapshot = track.stalled = False
-        # A pause that goes on is told again.
-        track.pause = None
+        track.pause_told = False
         after = track.held
         if track.awaits_snapshot:
             start.from_snapshot.SetInParent()
@@ -217,6 +168,8 @@ class SubscriberSession:
 
     def _see_pause(self, track: Track) -> bool:
         """Once a pause is over, the mirror lacks what it withheld: asks for a full sync. Whether it does."""
+        if not track.pause_told:
+            track.pause = None
         if track.withheld and track.pause is None and not self.defers_full_syncs:
             track.wants_snapshot = self.wants_new_stream = True
         return track.wants_snapshot
@@ -262,7 +215,11 @@ class SubscriberSession:
                 track = self._new_track(entry.master_id)
             if track.awaits_snapshot or track.wants_snapshot or track.stalled:
                 continue
-            if self._see_pause(track):
+            before = track.state
+            asks = self._see_pause(track)
+            if track.state is not before:
+                steps.append(StateChanged(track.master_id, track.state, "the pause is over"))
+            if asks:
                 continue
             position = Position.from_pb(entry.position)
             previous = track.held
@@ -279,15 +236,20 @@ class SubscriberSession:
         if track.wants_snapshot or track.stalled or (track.held is not None and resume_after <= track.held):
             return []
         track.held = resume_after
+        steps: list[Step] = []
+        if gap.reason == _WITHHELD:
+            track.withheld = True
+            if first <= track.processed:
+                steps.append(WithheldAgain(track.master_id, first, min(last, track.processed)))
+                first = Position(track.processed.epoch, track.processed.sequence + 1)
         if resume_after <= track.processed:
-            return []
+            return steps
         track.processed = resume_after
         named = position_pb2.GapReason.DESCRIPTOR.values_by_number.get(gap.reason)
         reason = "UNSPECIFIED" if named is None else named.name.removeprefix("GAP_REASON_")
         seen = GapSeen(track.master_id, first, last, reason, resume_after, gap.note)
         if gap.reason == _WITHHELD:
-            track.withheld = True
-            return [seen]
+            return [*steps, seen]
         return [seen, self._degrade(track, resume_after, reason)]
 
     def _degrade(self, track: Track, through: Position, reason: str = UNEXPLAINED) -> Degraded:
@@ -323,6 +285,7 @@ class SubscriberSession:
             track.is_cancelled = True
         elif told in _PAUSES:
             track.pause = told
+            track.pause_told = True
         else:
             track.pause = None
             self._see_pause(track)

@@ -11,7 +11,7 @@ from ecp_client.copying import CopySettings
 from ecp_client.errors import SettingsError
 from ecp_client.subscriber.journal import JournalSettings
 from ecp_client.subscriber.reporting import Report
-from ecp_client.subscriber.session import Start
+from ecp_client.subscriber.track import Start
 
 MASTERS_MAX = 100
 CLIENT_BYTES_MAX = 64

@@ -348,7 +348,9 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class StateChange(_message.Message):
-    """StateChange tells a new state."""
+    """StateChange tells a new state. A stream tells a pause that goes on before anything else of the master: a Progress,
+    Signals or Snapshot that no pause preceded says that there is none.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

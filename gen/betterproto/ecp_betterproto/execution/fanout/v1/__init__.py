@@ -419,7 +419,8 @@ default_message_pool.register_message("execution.fanout.v1", "Snapshot", Snapsho
 @dataclass(eq=False, repr=False)
 class StateChange(betterproto2.Message):
     """
-    StateChange tells a new state.
+    StateChange tells a new state. A stream tells a pause that goes on before anything else of the master: a Progress,
+    Signals or Snapshot that no pause preceded says that there is none.
     """
 
     master_id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)

@@ -1,0 +1,69 @@
+"""Where one master's stream stands, for a subscriber; the session moves it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from ecp_client.positions import BEGINNING, Position
+from ecp_client.subscriber.events import SyncState
+
+
+class Start(enum.Enum):
+    """Where to begin with a master of whom nothing is known yet."""
+
+    SNAPSHOT = "snapshot"
+    """With all that the master has open, then everything after it."""
+    NOW = "now"
+    """With the next signal."""
+    BEGINNING = "beginning"
+    """With the first signal that the server still has of the whole history."""
+
+
+@dataclass(slots=True)
+class Track:
+    """Where one master's stream stands."""
+
+    master_id: int
+    start: Start
+    held: Position | None = None
+    """Everything up to here was received, or was told not to come; None before the start is known."""
+    processed: Position = BEGINNING
+    """Signals up to here were delivered before, by this process or by one before it: they come as replays."""
+    degraded_at: Position | None = None
+    """The full sync must reach beyond this, where the last gap ended; None when nothing is missing."""
+    pause: SyncState | None = None
+    """As the server told it last."""
+    pause_told: bool = False
+    """This stream told the pause, so that it goes on; a stream tells it before anything else of the master."""
+    is_cancelled: bool = False
+    wants_snapshot: bool = False
+    """The next request asks for a full sync."""
+    awaits_snapshot: bool = False
+    """A full sync was asked for and has not begun."""
+    withheld: bool = False
+    """A pause withheld signals: the mirror is incomplete until the next full sync."""
+    stalled: bool = False
+    """The stream jumped without a word: nothing more is taken from it."""
+    jumped_at: Position | None = None
+    """Where that happened last; twice at the same place asks for a full sync."""
+    snapshots_missed: int = 0
+    """Streams that ended before the snapshot that was asked for came."""
+
+    @property
+    def degraded(self) -> bool:
+        """Whether signals are missing, so that only what reduces risk is safe."""
+        return self.degraded_at is not None
+
+    @property
+    def state(self) -> SyncState:
+        """The state as the application sees it."""
+        if self.is_cancelled:
+            return SyncState.CANCELLED
+        if self.pause is not None:
+            return self.pause
+        if self.awaits_snapshot and self.held is not None:
+            return SyncState.RESYNCING
+        if self.degraded:
+            return SyncState.DEGRADED
+        return SyncState.STARTING if self.held is None else SyncState.SYNCED
