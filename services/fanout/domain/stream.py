@@ -126,12 +126,14 @@ class Stream:
         self._complete_at_us = now_us
         self._was_complete = False
         self._unacknowledged_since_us = 0
+        for cursor in cursors:
+            # Before anything else: a position without a pause says that there is none.
+            if cursor.pause is not Pause.NONE:
+                self._tell_pause(cursor, "the subscription is paused", now_us)
         if self.positions:
             # Before any signal: one who begins now learns where that is.
             self._control.append(progress_message(self.positions, now_us))
         for cursor in cursors:
-            if cursor.pause is not Pause.NONE:
-                self._tell_pause(cursor, "the subscription is paused", now_us)
             self._see(cursor, now_us)
 
     @property

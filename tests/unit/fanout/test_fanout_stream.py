@@ -32,9 +32,9 @@ FOREVER = 10**18
 
 
 def stream_of(logs: Logs, *masters: int, pause: Pause = Pause.NONE, **limits: int) -> Stream:
-    """A stream that has told where it begins."""
+    """A stream that has told where it begins, last of all that it tells at its start."""
     stream = new_stream_of(logs, *masters, pause=pause, **limits)
-    assert names([stream._control.pop(0)]) == ["progress"]
+    assert names([stream._control.pop()]) == ["progress"]
     return stream
 
 
@@ -169,6 +169,12 @@ def test_a_paused_stream_is_told_so_first_and_what_is_withheld_with_the_next_pro
     told = stream.next_messages(NOW)
     assert names(told) == ["gap", "progress"]
     assert event(told[1]).progress.positions[0].position.sequence == 3
+
+
+def test_a_pause_that_goes_on_is_told_before_any_position() -> None:
+    """A reader takes a position without a pause for the end of the pause that it knew."""
+    stream = new_stream_of(Logs(), 1, 2, pause=Pause.CLOSE_ONLY)
+    assert names(stream.next_messages(NOW)) == ["state_change", "state_change", "progress"]
 
 
 def test_a_pause_is_told_before_anything_that_it_withholds() -> None:
