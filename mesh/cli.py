@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mesh import __version__
-from mesh.commands import admin, bench, check, demo, fuzz, gen, lock, status, test, torture, up
+from mesh.commands import admin_synchrony, bench, check, demo, fuzz, gen, lock, status, test, torture, up
 from mesh.errors import MeshError
 
 RUN = "Run"
@@ -33,7 +33,7 @@ PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_
 app.command(rich_help_panel=RUN)(demo.demo)
 app.command(rich_help_panel=RUN)(up.up)
 app.command(rich_help_panel=RUN)(status.status)
-app.add_typer(admin.admin, rich_help_panel=RUN)
+app.add_typer(admin_synchrony.admin, rich_help_panel=RUN)
 app.command(rich_help_panel=DEVELOP, context_settings=PASS_THROUGH)(test.test)
 app.command(rich_help_panel=DEVELOP)(check.check)
 app.add_typer(bench.bench, rich_help_panel=DEVELOP)

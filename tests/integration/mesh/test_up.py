@@ -10,11 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+
+from execution.fanout.v1 import fanout_service_pb2 as pb
+from execution.fanout.v1.fanout_service_pb2_grpc import FanoutServiceStub
 
 ECP = [sys.executable, "-P", "-m", "mesh.cli"]
 START_SECONDS_MAX = 90.0
@@ -141,9 +146,49 @@ def test_admin_creates_what_a_subscriber_needs(up: Up) -> None:
     assert revoked["license"]["state"] == "LICENSE_STATE_REVOKED"
 
 
+def test_resync_brings_a_live_stream_in_step_and_leaves_a_trail(up: Up) -> None:
+    request = pb.SubscribeRequest()
+    request.masters.add(master_id=up.printed["master_id"]).from_now.SetInParent()
+    bearer = (("authorization", f"Bearer {up.printed['license_token']}"),)
+    kinds: list[str | None] = []
+    resync = ("admin", "resync", "--master", str(up.printed["master_id"]), "--reason", "a test")
+    with grpc.insecure_channel(up.printed["grpc"]["fanout"]) as channel, ThreadPoolExecutor(1) as pool:
+        call = FanoutServiceStub(channel).Subscribe(request, metadata=bearer, timeout=60)
+        kinds.append(next(call).WhichOneof("event"))
+        asked = pool.submit(up.run, *resync, "--wait", "30", "--json")
+        states: list[int] = []
+        for response in call:
+            kinds.append(response.WhichOneof("event"))
+            if response.HasField("state_change"):
+                states.append(response.state_change.state)
+            if "snapshot" in kinds and states[-1:] == [pb.SUBSCRIPTION_STATE_SYNCED]:
+                break
+        done = asked.result()
+    assert pb.SUBSCRIPTION_STATE_RESYNCING in states
+    assert done.returncode == 0, done.stderr
+    (one,) = [s for s in json.loads(done.stdout)["subscriptions"] if s["user_id"] == up.printed["user_id"]]
+    assert (one["sync_state"], one["full_sync_due"]) == ("SYNC_STATE_SYNCED", "0")
+
+    trail = up.admin("subscription", "transitions", one["subscription_id"], "--json")["transitions"]
+    after = [line["sync_after"].removeprefix("SYNC_STATE_") for line in trail]
+    assert after[:2] == ["SYNCED", "RESYNCING"]
+    assert trail[0]["reason"] == "the full sync is complete"
+    assert trail[1]["reason"] == "a full sync was asked for: a test"
+    assert "a full sync was asked for: a test" in up.run(*resync[:1], *_transitions(one)).stdout
+    # Nobody reads its stream now: the next one is due, and stays so.
+    left = up.run("admin", "resync", "--user", up.printed["user_id"], "--reason", "again", "--wait", "0.5")
+    assert (left.returncode, "1 with a full sync that is due" in left.stdout) == (1, True)
+
+
+def _transitions(one: dict[str, Any]) -> tuple[str, ...]:
+    return ("subscription", "transitions", str(one["subscription_id"]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
+        (("admin", "resync", "--reason", "x"), 2, "name a subscription, a subscriber or a master"),
+        (("admin", "resync", "--user", "x", "--reason", "x"), 1, "INVALID_ARGUMENT"),
         (("admin", "user", "get", "not-a-uuid"), 1, "INVALID_ARGUMENT"),
         (("admin", "user", "get", "00000000-0000-4000-8000-000000000000"), 1, "NOT_FOUND"),
         (("admin", "subscription", "create", "x", "1", "--fee", "1.123456789"), 2, "more than 8 decimals"),
