@@ -16,12 +16,13 @@ from execution.ledger.v1 import (
     license_service_pb2_grpc,
     subscription_service_pb2_grpc,
 )
-from services.common import admin, h2grpc, rpc, stream, tasks, tls
+from services.common import admin, h2grpc, rpc, siblings, stream, tasks, tls
 from services.common import log as signal_log
 from services.common.clock import SystemClock
 from services.common.log import SignalLog
 from services.common.settings import Address
 from services.common.stream import Redis
+from services.fanout.acknowledgements import AcknowledgementLimits, Acknowledgements
 from services.fanout.backlog import Backlog, BacklogLimits
 from services.fanout.catch_up import CatchUp
 from services.fanout.delivery import Delivery, Needs
@@ -39,8 +40,9 @@ from services.fanout.hub import Hub, HubLimits
 from services.fanout.live import LiveEntitlements
 from services.fanout.opening import Opening
 from services.fanout.recorder import Recorder, RecordLimits
-from services.fanout.servicer import ALLOWED, FanoutServicer, add_to_server
+from services.fanout.servicer import ALLOWED, Calls, FanoutServicer, add_to_server
 from services.fanout.settings import FanoutSettings
+from services.fanout.shared_servicer import SharedFanoutServicer
 from services.fanout.snapshots import Ask, SnapshotLimits, Snapshots
 from services.fanout.standing import Standing
 from services.fanout.stream_tasks import StreamTasks
@@ -68,6 +70,7 @@ class _Parts:
     events: LedgerEvents
     live: LiveEntitlements
     recorder: Recorder
+    acknowledgements: Acknowledgements
     servicer: FanoutServicer
 
 
@@ -105,9 +108,12 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
                 parts.hub.tick_forever(),
                 parts.live.refresh_forever(),
                 parts.recorder.run(),
+                parts.acknowledgements.follow(),
+                parts.acknowledgements.tell_forever(),
                 _drain(draining, parts.hub),
             )
         )
+        await stack.enter_async_context(_answering_siblings(settings, parts.servicer))
         server = await stack.enter_async_context(_serving(settings, parts.servicer, draining))
         await stack.enter_async_context(tasks.background(_announce(server, parts)))
         yield Running(server.port, served.port, parts.hub)
@@ -116,13 +122,23 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
 def _serving(
     settings: FanoutSettings, servicer: FanoutServicer, draining: asyncio.Event
 ) -> AbstractAsyncContextManager[Server]:
-    registrations = [rpc.registration(add_to_server, servicer)]
+    shared: Calls = servicer
+    if settings.shares_ports:
+        shared = SharedFanoutServicer(servicer, siblings.Siblings(settings))
+    registrations = [rpc.registration(add_to_server, shared)]
     rules = rpc.authorizer(settings, ALLOWED)
     if settings.edge == "h2":
         return h2grpc.serving(
             settings, registrations, authorizer=rules, serving_at_once=False, draining=draining
         )
     return rpc.serving(settings, registrations, authorizer=rules, serving_at_once=False, draining=draining)
+
+
+def _answering_siblings(
+    settings: FanoutSettings, servicer: FanoutServicer
+) -> AbstractAsyncContextManager[None]:
+    registration = rpc.registration(add_to_server, servicer)
+    return siblings.answering(settings, [registration], authorizer=rpc.authorizer(settings, ALLOWED))
 
 
 async def _drain(draining: asyncio.Event, hub: Hub) -> None:
@@ -213,6 +229,7 @@ async def _parts(
     )
     changes = Changes(live.on_subscription, live.on_license, live.on_full_sync, live.on_unsure)
     events = LedgerEvents(client, entitlements, changes, block_ms=settings.tail_block_ms)
+    acknowledgements = Acknowledgements(client, hub, clock, _acknowledgement_limits(settings))
     servicer = FanoutServicer(
         hub=hub,
         ready=lambda: tailers.is_filled and events.following.is_set(),
@@ -221,13 +238,14 @@ async def _parts(
         opening=Opening(log, ring, backlog, clock, _stream_limits(settings)),
         snapshots=snapshots,
         recorder=recorder,
+        acknowledgements=acknowledgements,
         standing=standing,
         tasks=stream_tasks,
         needs=Needs(page=catch_up.fetch, turned=on_turned),
         clock=clock,
         lag_limits=_lag_limits(settings),
     )
-    return _Parts(hub, tailers, events, live, recorder, servicer)
+    return _Parts(hub, tailers, events, live, recorder, acknowledgements, servicer)
 
 
 async def _front_door(stack: AsyncExitStack, settings: FanoutSettings) -> Ask:
@@ -261,6 +279,7 @@ def _hub_limits(settings: FanoutSettings) -> HubLimits:
         stream_age_seconds_max=settings.stream_age_seconds_max,
         progress_interval_seconds=settings.progress_interval_seconds,
         drain_jitter_seconds=settings.drain_jitter_seconds,
+        first_stream_id=settings.first_stream_id,
     )
 
 
@@ -343,4 +362,14 @@ def _record_limits(settings: FanoutSettings) -> RecordLimits:
         pending_max=settings.record_pending_max,
         transitions_max=settings.record_transitions_max,
         timeout_seconds=settings.peer_call_timeout_seconds,
+    )
+
+
+def _acknowledgement_limits(settings: FanoutSettings) -> AcknowledgementLimits:
+    return AcknowledgementLimits(
+        interval_seconds=settings.record_interval_seconds,
+        batch_max=settings.acknowledge_batch_max,
+        pending_max=settings.record_pending_max,
+        entries_max=settings.acknowledge_entries_max,
+        block_ms=settings.tail_block_ms,
     )

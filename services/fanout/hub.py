@@ -31,6 +31,7 @@ class HubLimits:
     stream_age_seconds_max: float | None
     progress_interval_seconds: float
     drain_jitter_seconds: float
+    first_stream_id: int = 1
 
 
 class Hub:
@@ -46,7 +47,7 @@ class Hub:
         self._followers: dict[int, dict[Cursor, Delivery]] = {}
         self._told: dict[int, int] = {}
         """Where each followed log ended when its followers were told last."""
-        self._next_id = 1
+        self._next_id = limits.first_stream_id
 
     def __len__(self) -> int:
         return len(self._deliveries)

@@ -80,6 +80,11 @@ GAPS = Counter("fanout_gaps_total", "Gaps told to streams, by reason.", ("reason
 TAILED_SIGNALS = Counter("fanout_tailed_signals_total", "Signals read from the log into the ring.")
 TAILED_ENTRIES = Counter("fanout_tailed_entries_total", "Entries of the log read into the ring.")
 TAIL_BROKEN = Counter("fanout_tail_events_total", "What happened to the tail of the log.", ("event",))
+ACKNOWLEDGEMENTS = Counter(
+    "fanout_acknowledgements_total",
+    "Positions acknowledged over another connection than the stream's: told to other processes, or dropped.",
+    ("outcome",),
+)
 UNREADABLE = Counter("fanout_unreadable_entries_total", "Entries that could not be parsed.", ("stream",))
 LAG_SIGNALS = Histogram(
     "fanout_subscriber_lag_signals",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,6 +14,7 @@ from services.common import auth, rpc, status
 from services.common.auth import PrincipalKind
 from services.common.clock import Clock
 from services.common.errors import InvalidInputError, PermissionDeniedError
+from services.fanout.acknowledgements import Acknowledgements
 from services.fanout.delivery import Delivery, Needs
 from services.fanout.domain import errors
 from services.fanout.domain.codec import position_pb
@@ -59,6 +60,7 @@ class FanoutServicer:
         opening: Opening,
         snapshots: Snapshots,
         recorder: Recorder,
+        acknowledgements: Acknowledgements,
         standing: Standing,
         tasks: StreamTasks,
         needs: Needs,
@@ -72,6 +74,7 @@ class FanoutServicer:
         self._opening = opening
         self._snapshots = snapshots
         self._recorder = recorder
+        self._acknowledgements = acknowledgements
         self._standing = standing
         self._tasks = tasks
         self._needs = needs
@@ -134,10 +137,7 @@ class FanoutServicer:
         for index, (master_id, position) in enumerate(positions):
             await self._check_head(index, master_id, position)
         self._recorder.acknowledge(identity.user_id, positions)
-        now_us = self._clock.now_us()
-        for delivery in self._hub.of_user(identity.user_id):
-            for master_id, position in positions:
-                delivery.stream.acknowledge(master_id, position, now_us)
+        self._acknowledgements.take(identity.user_id, positions, context.peer())
         return pb.AcknowledgeResponse()
 
     async def _check_head(self, index: int, master_id: int, position: Position) -> None:
@@ -169,7 +169,30 @@ class FanoutServicer:
         return response
 
 
-def add_to_server(servicer: FanoutServicer, server: aio.Server) -> None:
+class Calls(Protocol):
+    """What answers the three calls."""
+
+    @property
+    def subscribe(self) -> Callable[[pb.SubscribeRequest, rpc.Context], Awaitable[None]]:
+        """Streams until either side ends it."""
+        ...
+
+    @property
+    def acknowledge(
+        self,
+    ) -> Callable[[pb.AcknowledgeRequest, rpc.Context], Awaitable[pb.AcknowledgeResponse]]:
+        """Takes note of how far the caller is."""
+        ...
+
+    @property
+    def list_streams(
+        self,
+    ) -> Callable[[pb.ListStreamsRequest, rpc.Context], Awaitable[pb.ListStreamsResponse]]:
+        """A page of the open streams."""
+        ...
+
+
+def add_to_server(servicer: Calls, server: aio.Server) -> None:
     """Registers the service; Subscribe's responses are ready bytes already."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Subscribe": grpc.unary_stream_rpc_method_handler(

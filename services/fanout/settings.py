@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field
 
 from services.common.h2grpc import Http2Settings
 from services.common.settings import Address
 from services.common.worker import WorkerSettings
+
+_STREAM_ID_BITS: Final = 46
+"""So many streams for each worker, and still no number beyond what a double holds exactly."""
 
 
 class FanoutSettings(WorkerSettings, Http2Settings):
@@ -96,6 +99,11 @@ class FanoutSettings(WorkerSettings, Http2Settings):
     record_transitions_max: int = Field(default=32, ge=2, le=32)
     """Changes of one subscription's sync state that may wait; of more the newest are kept."""
 
+    # What is acknowledged over another connection than the stream's, on its way to the process that has the stream.
+    acknowledge_batch_max: int = Field(default=1_000, ge=1, le=10_000)
+    acknowledge_entries_max: int = Field(default=256, ge=16, le=100_000)
+    """The length, about, of the stream in Redis that tells it."""
+
     standing_calls_max: int = Field(default=8, ge=1)
     """Subscriptions that are looked up at the ledger at once, to learn how the subscriber of a new stream stands."""
     standing_retry_seconds_max: float = Field(default=10.0, gt=0)
@@ -105,3 +113,8 @@ class FanoutSettings(WorkerSettings, Http2Settings):
 
     drain_jitter_seconds: float = Field(default=5.0, ge=0)
     """Clients of a draining process are told to reconnect at moments spread over this time."""
+
+    @property
+    def first_stream_id(self) -> int:
+        """Where the numbers of this process's streams begin, so that no two workers use the same."""
+        return ((self.worker_number or 0) << _STREAM_ID_BITS) + 1
