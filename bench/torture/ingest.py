@@ -1,8 +1,8 @@
 """`ecp torture ingest`: kills front door and Redis at random under load, then judges the log; it repairs nothing.
 
 Redis is killed with SIGKILL; every other time its append-only file also loses its last bytes, as it might in a power
-cut. What was acknowledged must be in the log once and in order, or be named as lost by a new epoch, and nothing may be
-lost before the file was first cut.
+cut. What was acknowledged must be in the log once and in order, or be named as lost by a new epoch; and only a cut may
+lose anything: each time history is lost, the file must have been cut since the time before.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class _Torture:
     masters: list[WatchedMaster]
     report: TortureReport
     random: random.Random
-    first_cut_at_us: int | None = None
+    cuts_at_us: list[int] = field(default_factory=list)
+    """When the file was cut, before Redis was started on it again."""
 
     async def run(self) -> None:
         """Every kill, in random order, each while signals flow."""
@@ -153,7 +154,7 @@ class _Torture:
         if self.report.redis_kills % 2 == 0:
             self.report.bytes_cut += _cut(self.server.data_folder, self.random.randint(1, _CUT_BYTES_MAX))
             self.report.redis_cuts += 1
-            self.first_cut_at_us = self.first_cut_at_us or time.time_ns() // 1_000
+            self.cuts_at_us.append(time.time_ns() // 1_000)
         await self.server.start()
         if takes_door_too:
             await self.door.start()
@@ -218,8 +219,18 @@ def _judge_all(run: _Torture, logs: dict[int, MasterLog]) -> None:
             report.problems.append(
                 f"master {one.master_id}: the log ends at {log.last}, {one.master.last_sequence} was put in"
             )
-        for at_us in log.log_losses_at_us:
-            if run.first_cut_at_us is None or at_us < run.first_cut_at_us:
-                report.problems.append(f"master {one.master_id}: history was lost though no file was cut yet")
+        report.problems += _unexplained_losses(one.master_id, log.log_losses_at_us, run.cuts_at_us)
     if report.gaps:
         report.problems.append(f"{report.gaps} gaps are in the log though no signal was refused")
+
+
+def _unexplained_losses(master_id: int, losses_at_us: list[int], cuts_at_us: list[int]) -> list[str]:
+    """A kill alone loses nothing at either level: each loss needs a cut of its own between it and the one before."""
+    problems, before_us = [], 0
+    for at_us in losses_at_us:
+        if not any(before_us < cut_at_us < at_us for cut_at_us in cuts_at_us):
+            problems.append(
+                f"master {master_id}: history was lost though no file was cut since the last loss"
+            )
+        before_us = at_us
+    return problems

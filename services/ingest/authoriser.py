@@ -69,6 +69,28 @@ class _Entry:
     is_doubtful: bool = False
 
 
+class _Memory(OrderedDict[_Key, _Entry]):
+    """So many answers at most; beyond that those that were not asked for the longest go."""
+
+    def __init__(self, entries_max: int) -> None:
+        super().__init__()
+        self._entries_max = entries_max
+
+    def get(self, key: _Key, default: None = None) -> _Entry | None:  # type: ignore[override]  # one kind of use
+        """The answer, as just asked for."""
+        entry = super().get(key)
+        if entry is not None:
+            self.move_to_end(key)
+        return entry
+
+    def remember(self, key: _Key, entry: _Entry) -> None:
+        """Takes an answer in."""
+        self[key] = entry
+        self.move_to_end(key)
+        while len(self) > self._entries_max:
+            self.popitem(last=False)
+
+
 class Authoriser:
     """Asks the ledger, each question once at a time, and remembers."""
 
@@ -84,7 +106,9 @@ class Authoriser:
         )
         self._settings = settings
         self._now = monotonic_seconds
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._allowed = _Memory(settings.authorisation_entries_max)
+        # Apart, or strangers who ask for many would drive out those who may log in while the ledger is away.
+        self._refused = _Memory(settings.authorisation_entries_max)
         self._asking: dict[_Key, asyncio.Task[Answer]] = {}
         self._is_ledger_up = True
 
@@ -96,27 +120,27 @@ class Authoriser:
     async def authorise(self, command: Authorise, *, fresh: bool = False) -> Answer:
         """The answer to a login. Never raises; `fresh` asks the ledger even if an answer is remembered."""
         key = _Key(command.master_id, command.key_id, sha256(command.license_token.encode()).digest())
-        entry = self._entries.get(key)
+        entry = self._allowed.get(key) or self._refused.get(key)
         if entry is not None and not fresh and self._counts(entry):
-            self._entries.move_to_end(key)
             metrics.AUTHORISATIONS.labels("cached").inc()
             return entry.answer
         return await asyncio.shield(self._ask_once(key, command))
 
     def forget_license(self, license_id: str) -> None:
         """The license changed: its answers no longer count."""
-        for key, entry in list(self._entries.items()):
+        for key, entry in list(self._allowed.items()):
             if isinstance(entry.answer, Authorisation) and entry.answer.license_id == license_id:
-                del self._entries[key]
+                del self._allowed[key]
 
     def forget_key(self, master_id: int, key_id: str) -> None:
         """The signing key changed: its answers no longer count."""
-        for key in [key for key in self._entries if key[:2] == (master_id, key_id)]:
-            del self._entries[key]
+        for memory in (self._allowed, self._refused):
+            for key in [key for key in memory if key[:2] == (master_id, key_id)]:
+                del memory[key]
 
     def doubt_all(self) -> None:
         """Changes may have been missed: no answer counts any longer, unless the ledger cannot be asked."""
-        for entry in self._entries.values():
+        for entry in (*self._allowed.values(), *self._refused.values()):
             entry.is_doubtful = True
 
     async def close(self) -> None:
@@ -178,8 +202,8 @@ class Authoriser:
         if self._is_ledger_up:
             _log.warning("the ledger cannot be asked: %s", error.message)
         self._is_ledger_up = False
-        entry = self._entries.get(key)
-        if entry is not None and isinstance(entry.answer, Authorisation):
+        entry = self._allowed.get(key)
+        if entry is not None:
             age_seconds = self._now() - entry.asked_at
             if age_seconds < self._settings.authorisation_grace_seconds:
                 metrics.AUTHORISATIONS.labels("grace").inc()
@@ -188,10 +212,10 @@ class Authoriser:
         return _UNAVAILABLE
 
     def _remember(self, key: _Key, answer: Answer) -> None:
-        self._entries[key] = _Entry(answer, self._now())
-        self._entries.move_to_end(key)
-        while len(self._entries) > self._settings.authorisation_entries_max:
-            self._entries.popitem(last=False)
+        is_refused = isinstance(answer, Refusal)
+        memory, other = (self._refused, self._allowed) if is_refused else (self._allowed, self._refused)
+        memory.remember(key, _Entry(answer, self._now()))
+        other.pop(key, None)
 
 
 def _authorisation_of(response: master_service_pb2.AuthorizeMasterResponse) -> Authorisation:
@@ -203,6 +227,6 @@ def _authorisation_of(response: master_service_pb2.AuthorizeMasterResponse) -> A
         expires_at_us=response.expires_at.ToMicroseconds(),
         signals_per_second_max=master.signals_per_second_max,
         signal_age_ms_max=age_ms or None,
-    )
         archived_epoch=response.archived.epoch,
         archived_sequence=response.archived.sequence,
+    )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from services.common import tls
 from services.common.errors import ConfigurationError
-from services.common.settings import ServiceSettings
+from services.ingest.settings import IngestSettings
 
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
-_Stamp = tuple[tuple[int, int] | None, ...]
+_Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class Certificates:
@@ -56,35 +57,45 @@ class Certificates:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             context.load_cert_chain(self._files.certificate, self._files.key)
-            if self._files.client_ca is not None:
-                context.load_verify_locations(self._files.client_ca)
-                context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:  # ssl.SSLError is one
             raise ConfigurationError(
                 f"cannot use {self._files.certificate}: {error.strerror or 'certificate and key do not fit'}",
                 where="TLS_CERTIFICATE_FILE",
                 do="check the TLS_..._FILE settings",
             ) from error
+        if self._files.client_ca is not None:
+            self._require_certificates(context, self._files.client_ca)
         return context
+
+    def _require_certificates(self, context: ssl.SSLContext, client_ca: Path) -> None:
+        try:
+            context.load_verify_locations(client_ca)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot use {client_ca}: {error.strerror or 'not a CA certificate'}",
+                where="MASTER_CA_FILE",
+                do="give a PEM file with the CA that signs the masters' certificates",
+            ) from error
+        context.verify_mode = ssl.CERT_REQUIRED
 
     def _stamp_of_files(self) -> _Stamp:
         paths = (self._files.certificate, self._files.key, self._files.client_ca)
         return tuple(None if path is None else _stamp(path) for path in paths)
 
 
-def of_settings(settings: ServiceSettings) -> Certificates | None:
+def of_settings(settings: IngestSettings) -> Certificates | None:
     """The certificates that the settings name, or None for plaintext.
 
     Raises:
         ConfigurationError: a file cannot be used.
     """
     files = tls.server_files(settings)
-    return None if files is None else Certificates(files)
+    return None if files is None else Certificates(replace(files, client_ca=settings.master_ca_file))
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
         state = path.stat()
     except OSError:
         return None
-    return state.st_mtime_ns, state.st_size
+    return state.st_ino, state.st_mtime_ns, state.st_size

@@ -9,9 +9,12 @@ from typing import Final, cast
 from execution.ingest.v1 import frames_pb2 as pb
 from services.common.clock import now_us
 from services.ingest import metrics
+from services.ingest.domain.addresses import counted_as, is_in
 from services.ingest.domain.frames import FrameDecoder, FrameError, encode_frames
+from services.ingest.domain.identities import masters_of, names_in
 from services.ingest.peer import Door, Peer
 
+NETWORK: Final = "network"
 _DISCARD_BYTES_MAX: Final = 4 * 1_048_576
 _OUTPUT: Final = "output"
 
@@ -19,39 +22,59 @@ _OUTPUT: Final = "output"
 class Connections:
     """How many connections there are, in all, before login and from each address."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, connections_max: int) -> None:
         self._settings = door.settings
+        self._connections_max = connections_max
+        self._networks = door.settings.networks
         self.all: set[Connection] = set()
+        """Those that were let in."""
+        self.refused: set[Connection] = set()
+        """Those that were one too many and are being told so; they take nobody's place."""
         self._strangers: set[Connection] = set()
         self._by_address: dict[str, int] = {}
         self.none_left = asyncio.Event()
 
-    def enter(self, connection: Connection, address: str) -> str | None:
-        """Counts a new connection; returns the limit that it exceeds, if any."""
+    def refusal(self, host: str) -> str | None:
+        """Which limit one more connection from `host` would exceed, if any."""
+        settings = self._settings
+        if self._networks and not is_in(host, self._networks):
+            return NETWORK
+        if self._by_address.get(counted_as(host), 0) >= settings.connections_per_address_max:
+            return "address"
+        if len(self.all) >= self._connections_max:
+            return "connections"
+        if len(self._strangers) >= settings.unauthenticated_connections_max:
+            return "unauthenticated"
+        return None
+
+    @property
+    def may_tell(self) -> bool:
+        """Whether one more that is refused may be told why."""
+        return len(self.refused) < self._settings.refused_connections_max
+
+    def enter(self, connection: Connection) -> None:
+        """Counts a new connection."""
+        if connection.refusal is not None:
+            self.refused.add(connection)
+            return
         self.all.add(connection)
         self.none_left.clear()
         self._strangers.add(connection)
-        count = self._by_address.get(address, 0) + 1
-        self._by_address[address] = count
-        settings = self._settings
-        if count > settings.connections_per_address_max:
-            return "address"
-        if len(self.all) > settings.connections_max:
-            return "connections"
-        if len(self._strangers) > settings.unauthenticated_connections_max:
-            return "unauthenticated"
-        return None
+        address = counted_as(connection.host)
+        self._by_address[address] = self._by_address.get(address, 0) + 1
 
     def logged_in(self, connection: Connection) -> None:
         """The connection has a session now."""
         self._strangers.discard(connection)
 
-    def leave(self, connection: Connection, address: str) -> None:
+    def leave(self, connection: Connection) -> None:
         """Counts a connection no more. Safe to repeat."""
+        self.refused.discard(connection)
         if connection not in self.all:
             return
         self.all.discard(connection)
         self._strangers.discard(connection)
+        address = counted_as(connection.host)
         count = self._by_address.get(address, 0) - 1
         if count > 0:
             self._by_address[address] = count
@@ -61,21 +84,25 @@ class Connections:
             self.none_left.set()
 
     def observe(self) -> None:
-        """Sets the gauge."""
+        """Sets the gauges."""
         metrics.CONNECTIONS.labels("unauthenticated").set(len(self._strangers))
+        metrics.CONNECTIONS.labels("refused").set(len(self.refused))
 
 
 class Connection(asyncio.Protocol):
     """One TCP connection: bytes to frames and back, with its bounds."""
 
-    def __init__(self, door: Door, connections: Connections) -> None:
+    def __init__(
+        self, door: Door, connections: Connections, host: str, port: int, refusal: str | None = None
+    ) -> None:
+        """`refusal` is the limit that it exceeds: it is told so and gets no further."""
         self._door = door
         self._connections = connections
         self._decoder = FrameDecoder(door.settings.frame_bytes_max)
         self._transport: asyncio.Transport | None = None
-        self._address = ""
-        self._limit: str | None = None
-        self.peer_address = ""
+        self.host = host
+        self.refusal = refusal
+        self.peer_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._peer = Peer(door, self)
         self._received_bytes = 0
         self._pauses: set[str] = set()
@@ -85,26 +112,19 @@ class Connection(asyncio.Protocol):
         self._is_closing = False
         self._discarded_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
+        connections.enter(self)
 
     @property
     def is_unauthenticated(self) -> bool:
         """Whether no session is open on it."""
         return self._peer.session.intake is None
 
-    def admit(self, host: str, port: int) -> bool:
-        """Counts an accepted connection; False if it is one too many and must not get further."""
-        self._address, self.peer_address = host, f"{host}:{port}"
-        self._limit = self._connections.enter(self, host)
-        if self._limit is not None:
-            metrics.CUT.labels(self._limit).inc()
-        return self._limit is None
-
     def leave(self) -> None:
         """The connection is gone, or never came to be. Safe to repeat."""
         if self._linger is not None:
             self._linger.cancel()
         self._is_closing = True
-        self._connections.leave(self, self._address)
+        self._connections.leave(self)
         self._peer.disconnected()
 
     # asyncio.Protocol
@@ -114,9 +134,11 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are no subclasses of it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=self._door.settings.output_bytes_max // 4)
-        if self._limit is not None:
-            self._peer.end(pb.REJECT_CODE_TOO_MANY_CONNECTIONS, f"too many connections ({self._limit})")
-        elif self._door.is_draining:
+        if self.refusal is not None:
+            self._peer.end(pb.REJECT_CODE_TOO_MANY_CONNECTIONS, f"too many connections ({self.refusal})")
+            return
+        self._peer.session.restrict_to(masters_of(names_in(transport.get_extra_info("peercert"))))
+        if self._door.is_draining:
             self.drain(0)
 
     def data_received(self, data: bytes) -> None:
@@ -159,9 +181,15 @@ class Connection(asyncio.Protocol):
     # peer.Port
 
     def write(self, payloads: list[bytes]) -> None:
-        """Sends frames."""
-        if self._transport is not None and not self._is_closing:
-            self._transport.write(encode_frames(payloads))
+        """Sends frames, unless too much waits for the client already."""
+        transport = self._transport
+        if transport is None or self._is_closing:
+            return
+        transport.write(encode_frames(payloads))
+        is_blocked = self._blocked_since is not None
+        if is_blocked and transport.get_write_buffer_size() > self._door.settings.output_bytes_max:
+            metrics.CUT.labels("slow_reader").inc()
+            self.abort()
 
     def close(self) -> None:
         """Half-closes behind the last frame and waits a moment for the client to do the same.

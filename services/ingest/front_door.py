@@ -16,7 +16,8 @@ from services.common.clock import now_us
 from services.common.errors import ConfigurationError
 from services.ingest import certificates, metrics
 from services.ingest.certificates import Certificates
-from services.ingest.connection import Connection, Connections
+from services.ingest.connection import NETWORK, Connection, Connections
+from services.ingest.open_files import connections_that_fit
 from services.ingest.peer import Door
 from services.ingest.settings import IngestSettings
 
@@ -32,15 +33,20 @@ class FrontDoor:
 
     def __init__(self, door: Door, listener: socket.socket, served: Certificates | None) -> None:
         self._door = door
-        self._connections = Connections(door)
+        self._connections = Connections(door, connections_that_fit(door.settings.connections_max))
         self._listener = listener
         self._certificates = served
         self.port: int = listener.getsockname()[1]
 
     @property
     def connections(self) -> int:
-        """How many connections there are."""
+        """How many connections there are; those that are being refused do not count."""
         return len(self._connections.all)
+
+    @property
+    def refused(self) -> int:
+        """How many connections are being told that they are one too many."""
+        return len(self._connections.refused)
 
     async def accept(self) -> None:
         """Takes connections until cancelled.
@@ -56,14 +62,20 @@ class FrontDoor:
                 _log.error("cannot accept a connection: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                 continue
-            connection = Connection(self._door, self._connections)
-            is_admitted = connection.admit(str(address[0]), int(address[1]))
-            if not is_admitted and self._certificates is not None:
-                # It is not worth a handshake to say so.
+            self._take(accepted, str(address[0]), int(address[1]))
+
+    def _take(self, accepted: socket.socket, host: str, port: int) -> None:
+        """Lets a connection in, or tells it why not, or, where even that is too much, closes it."""
+        connections = self._connections
+        refusal = connections.refusal(host)
+        if refusal is not None:
+            metrics.CUT.labels(refusal).inc()
+            # Strangers to the network are told nothing; nor is it worth a TLS handshake, or a place, to say so.
+            if refusal == NETWORK or self._certificates is not None or not connections.may_tell:
                 accepted.close()
-                connection.leave()
-                continue
-            self._door.start(self._begin(connection, accepted), f"connection of {connection.peer_address}")
+                return
+        connection = Connection(self._door, connections, host, port, refusal)
+        self._door.start(self._begin(connection, accepted), f"connection of {connection.peer_address}")
 
     async def _begin(self, connection: Connection, accepted: socket.socket) -> None:
         """Makes the socket a transport, with TLS where there is a certificate."""
@@ -113,6 +125,8 @@ class FrontDoor:
     async def drain(self) -> None:
         """Takes no new connections, sends everybody away, and waits until they are gone or the grace is over."""
         self._door.is_draining = True
+        for connection in list(self._connections.refused):
+            connection.abort()
         spread_ms = int(self._door.settings.drain_spread_seconds * 1_000)
         for connection in list(self._connections.all):
             connection.drain(random.randint(0, spread_ms))

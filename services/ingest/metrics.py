@@ -86,22 +86,26 @@ AUTHORISATIONS: Final = Counter(
 )
 
 CUT_REASONS: Final = (
+    "network",
     "address",
     "connections",
     "unauthenticated",
+    "unauthenticated_seconds",
     "unauthenticated_bytes",
     "slow_frame",
     "slow_reader",
+    "idle",
     "master",
     "streams",
     "tls",
 )
+"""The limits of connections: `frame_bytes` and `rate` are counted as rejections (TOO_LARGE, RATE_LIMITED)."""
 _rejections: Final = {
     code: REJECTIONS.labels(name.removeprefix(_REJECT_PREFIX)) for name, code in pb.RejectCode.items() if code
 }
 for _reason in CUT_REASONS:
     CUT.labels(_reason)
-for _state in ("open", "unauthenticated"):
+for _state in ("open", "unauthenticated", "refused"):
     CONNECTIONS.labels(_state)
 
 

@@ -212,7 +212,9 @@ class Peer:
 
     def tick(self, time_us: int, now_seconds: float, *, is_held: bool) -> None:
         """Does what is due by the clock; see Session.tick."""
-        self.session.tick(time_us, now_seconds, is_held=is_held)
+        limit = self.session.tick(time_us, now_seconds, is_held=is_held)
+        if limit is not None:
+            metrics.CUT.labels(limit).inc()
         if self.session.outbox.frames:
             self._count()
             self.send()

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final
 
 from execution.ingest.v1 import frames_pb2 as frames
 from execution.ingest.v1 import ingest_service_pb2 as pb
 from services.common.clock import now_us
+from services.common.errors import ResourceExhaustedError
 from services.ingest import metrics
+from services.ingest.domain.addresses import host_of_grpc_peer, is_in
+from services.ingest.domain.identities import masters_of
 from services.ingest.peer import Door, Peer
 
 _PENDING_FRAMES_MAX: Final = 1_000
 _TICK_SECONDS_MAX: Final = 0.5
 _OUTPUT: Final = "output"
+
+Write = Callable[[pb.PublishResponse], Awaitable[None]]
 
 
 class PublishStream:
@@ -64,6 +69,19 @@ class PublishStream:
 
     # The stream
 
+    def admit(self, certificate_names: Iterable[str]) -> None:
+        """Refuses a stream that comes from elsewhere or is one too many."""
+        settings = self._door.settings
+        host = host_of_grpc_peer(self.peer_address)
+        if settings.networks and host is not None and not is_in(host, settings.networks):
+            metrics.CUT.labels("network").inc()
+            self.peer.end(frames.REJECT_CODE_UNAUTHENTICATED, "this address may not connect")
+        elif self._door.streams > settings.publish_streams_max:
+            metrics.CUT.labels("streams").inc()
+            self.peer.end(frames.REJECT_CODE_TOO_MANY_CONNECTIONS, "too many streams")
+        else:
+            self.peer.session.restrict_to(masters_of(certificate_names))
+
     async def read(self, requests: AsyncIterator[pb.PublishRequest]) -> None:
         """Takes frames until the client ends its side, or the call."""
         frame_bytes_max = self._door.settings.frame_bytes_max
@@ -81,8 +99,12 @@ class PublishStream:
             if not session.is_leaving:
                 self.close()
 
-    async def responses(self) -> AsyncIterator[pb.PublishResponse]:
-        """The frames to send, until the session ends."""
+    async def serve(self, write: Write) -> None:
+        """Sends the frames as they come, until the session ends.
+
+        Raises:
+            ResourceExhaustedError: the client did not take one in time.
+        """
         settings = self._door.settings
         tick_seconds = min(
             _TICK_SECONDS_MAX, settings.heartbeat_seconds / 8, settings.unauthenticated_seconds_max / 8
@@ -90,7 +112,7 @@ class PublishStream:
         while True:
             pending, self._pending = self._pending, []
             for payload in pending:
-                yield pb.PublishResponse(frame=frames.ServerFrame.FromString(payload))
+                await self._send(write, payload)
             self.resume(_OUTPUT)
             if self._pending:
                 continue
@@ -104,6 +126,20 @@ class PublishStream:
             self._news.clear()
             self._look_at_the_clock()
 
+    async def _send(self, write: Write, payload: bytes) -> None:
+        """gRPC takes a response only when the client has room for it: one that does not read stops us here."""
+        seconds_max = self._door.settings.output_seconds_max
+        timeout = asyncio.timeout(seconds_max)
+        try:
+            async with timeout:
+                await write(pb.PublishResponse(frame=frames.ServerFrame.FromString(payload)))
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            metrics.CUT.labels("slow_reader").inc()
+            message = f"no response was read for {seconds_max:g} s"
+            raise ResourceExhaustedError(message, reason="SLOW_READER") from error
+
     def _look_at_the_clock(self) -> None:
         if self._door.is_draining and not self._is_told_to_drain:
             self._is_told_to_drain = True
@@ -114,18 +150,23 @@ class PublishStream:
 
 
 async def publish(
-    door: Door, requests: AsyncIterator[pb.PublishRequest], peer_address: str
-) -> AsyncIterator[pb.PublishResponse]:
-    """Serves one stream from its first frame to its last."""
+    door: Door,
+    requests: AsyncIterator[pb.PublishRequest],
+    write: Write,
+    peer_address: str,
+    certificate_names: Iterable[str],
+) -> None:
+    """Serves one stream from its first frame to its last.
+
+    Raises:
+        ResourceExhaustedError: the client does not read.
+    """
     stream = PublishStream(door, peer_address)
     door.streams += 1
-    if door.streams > door.settings.publish_streams_max:
-        metrics.CUT.labels("streams").inc()
-        stream.peer.end(frames.REJECT_CODE_TOO_MANY_CONNECTIONS, "too many streams")
+    stream.admit(certificate_names)
     reading = asyncio.create_task(stream.read(requests), name=f"publish {peer_address}")
     try:
-        async for response in stream.responses():
-            yield response
+        await stream.serve(write)
     finally:
         door.streams -= 1
         reading.cancel()

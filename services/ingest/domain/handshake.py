@@ -44,6 +44,8 @@ class Handshake:
         self._login = pb.Login()
         self._body = pb.LoginBody()
         self.authorisation: Authorisation | None = None
+        self.masters: frozenset[int] | None = None
+        """Who may log in here; None is anybody."""
         self.step = Step.HELLO
 
     @property
@@ -83,6 +85,10 @@ class Handshake:
             self._malformed(f"Hello.nonce must be {NONCE_BYTES_MIN} to {NONCE_BYTES_MAX} random bytes")
         elif not is_note(hello.client, CLIENT_BYTES_MAX):
             self._malformed(f"Hello.client must be at most {CLIENT_BYTES_MAX} bytes of text")
+        elif self.masters is not None and hello.master_id not in self.masters:
+            self._outbox.reject(
+                pb.REJECT_CODE_UNAUTHENTICATED, "the client's certificate is not this master's"
+            )
         else:
             self._hello = hello
             self.step = Step.LOGIN
@@ -134,14 +140,14 @@ class Handshake:
                     acknowledged.epoch,
                     acknowledged.sequence,
                     self._body.begin_epoch,
+                    authorisation.archived_epoch,
+                    authorisation.archived_sequence,
                 )
             )
 
     def refused(self, code: pb.RejectCode.ValueType, message: str) -> None:
         """The ledger or the log said no. After UNAVAILABLE the client may send its Login again."""
         retry_after_ms = self._limits.retry_after_ms if code == pb.REJECT_CODE_UNAVAILABLE else 0
-                    authorisation.archived_epoch,
-                    authorisation.archived_sequence,
         self._outbox.reject(code, message, retry_after_ms=retry_after_ms)
         self.step = Step.LOGIN
 

@@ -56,6 +56,10 @@ class Session:
         """Whether an answer (of the ledger or the log) is due before the next frame may come in."""
         return self.handshake.step in (Step.AUTHORISATION, Step.LOG)
 
+    def restrict_to(self, masters: frozenset[int] | None) -> None:
+        """Only these masters may log in, those that the client's certificate names; None is any."""
+        self.handshake.masters = masters
+
     # Frames
 
     def receive_payload(self, payload: bytes, now_us: int, now_seconds: float) -> None:
@@ -186,27 +190,33 @@ class Session:
 
     # Time
 
-    def tick(self, now_us: int, now_seconds: float, *, is_held: bool = False) -> None:
-        """Looks at what is due; call it several times in each heartbeat. `is_held`: we do not read from the client."""
+    def tick(self, now_us: int, now_seconds: float, *, is_held: bool = False) -> str | None:
+        """Looks at what is due; call it several times in each heartbeat. `is_held`: we do not read from the client.
+
+        Returns the limit that cut the client off just now, if one did.
+        """
         if self.outbox.closing:
-            return
+            return None
         if is_held:
             self._heard_at = now_seconds
         limits = self.limits
         if self.intake is None:
             if now_seconds - self._opened_at > limits.login_seconds_max:
                 self.end(pb.REJECT_CODE_UNAUTHENTICATED, "no login in time")
-            return
+                return "unauthenticated_seconds"
+            return None
         authorisation = self.handshake.authorisation
         heartbeat_seconds = limits.heartbeat_ms / 1_000
         if authorisation is not None and authorisation.expires_at_us <= now_us:
             self.end(pb.REJECT_CODE_LICENSE_EXPIRED, "the license has expired: log in with another one")
         elif now_seconds - self._heard_at > heartbeat_seconds * limits.silent_heartbeats_max:
             self.say_bye(f"nothing was heard for {limits.silent_heartbeats_max} heartbeats")
+            return "idle"
         elif now_seconds - self._sent_at >= heartbeat_seconds * 0.75:
             # A quarter early, so that ticks and the way do not make it late.
             self._pings += 1
             self.outbox.send(pb.ServerFrame(ping=pb.Ping(id=self._pings)))
+        return None
 
     # Output
 

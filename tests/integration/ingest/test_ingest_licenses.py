@@ -93,9 +93,37 @@ async def test_answers_are_forgotten_one_by_one_when_there_are_too_many(
         for master_id in (1, 2, 3):
             async with logged_in(ingest.port, ledger.add(Credentials(master_id=master_id))):
                 pass
-        assert len(ingest.door.authoriser._entries) == 2
+        assert len(ingest.door.authoriser._allowed) == 2
         await open_again(ingest.port)
         assert ledger.asked == 4
+
+
+async def test_refusals_do_not_drive_out_those_who_may_log_in_while_the_ledger_is_away(
+    redis_url: str, ledger: StandInLedger
+):
+    async with ingest_running(
+        redis_url, ledger.port, authorisation_entries_max=2, authorisation_seconds=0
+    ) as ingest:
+        await open_again(ingest.port)
+        for number in range(5):
+            who = Credentials(license_token=f"guess-{number}")
+            assert (await refused(ingest.port, who)).code == pb.REJECT_CODE_UNAUTHENTICATED
+        assert len(ingest.door.authoriser._refused) == 2
+        ledger.is_away = True
+        await open_again(ingest.port)
+
+
+async def test_a_master_that_was_refused_is_allowed_once_the_ledger_says_so(
+    redis_url: str, ledger: StandInLedger
+):
+    async with ingest_running(redis_url, ledger.port, authorisation_negative_seconds=0) as ingest:
+        ledger.refusals[1] = "LICENSE_EXPIRED"
+        assert (await refused(ingest.port, Credentials())).code == pb.REJECT_CODE_LICENSE_EXPIRED
+        ledger.refusals.clear()
+        await open_again(ingest.port)
+        assert len(ingest.door.authoriser._refused) == 0
+        await open_again(ingest.port)
+        assert ledger.asked == 2
 
 
 async def test_while_the_ledger_is_away_known_masters_log_in_and_others_wait(

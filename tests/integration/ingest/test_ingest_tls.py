@@ -127,22 +127,6 @@ async def test_a_renewed_certificate_is_used_for_new_connections(
         before.writer.transport.abort()
 
 
-async def test_clients_must_show_a_certificate_where_a_ca_is_given(
-    redis_url: str, ledger: StandInLedger, files: Files
-):
-    async with ingest_running(
-        redis_url, ledger.port, tls_client_ca_file=files.client_ca, **files.settings
-    ) as ingest:
-        context = files.client()
-        files.ca.issue_cert("master-1").configure_cert(context)
-        async with connected(ingest.port, tls=context) as master:
-            await master.log_in()
-            master.writer.transport.abort()
-        with pytest.raises((ConnectionError, ssl.SSLError, AssertionError)):
-            async with connected(ingest.port, tls=files.client()) as stranger:
-                await stranger.log_in()
-
-
 async def test_plaintext_beyond_loopback_must_be_allowed(redis_url: str, ledger: StandInLedger):
     with pytest.raises(ConfigurationError, match=r"TLS_CERTIFICATE_FILE.*ALLOW_PLAINTEXT"):
         async with ingest_running(redis_url, ledger.port, bind_address="0.0.0.0:0"):
