@@ -109,10 +109,6 @@ for _state in ("open", "unauthenticated", "refused"):
     CONNECTIONS.labels(_state)
 
 
-def count_rejections(codes: Iterable[pb.RejectCode.ValueType]) -> None:
-    """Counts refused frames; every code is there from the start, at 0."""
-    for code in codes:
-        _rejections[code].inc()
 _shards_up: dict[int, bool] = {}
 
 
@@ -132,3 +128,7 @@ def log_up(shard: int, is_up: bool) -> None:
     LOG_UP.set(all(_shards_up.values()))
 
 
+def count_rejections(codes: Iterable[pb.RejectCode.ValueType]) -> None:
+    """Counts refused frames; every code is there from the start, at 0."""
+    for code in codes:
+        _rejections[code].inc()
