@@ -57,7 +57,24 @@ def _initdb(
         *("--encoding", "UTF8", *_locale_options(binaries.major)),
         *(() if durable else ("--no-sync",)),
     ]
-    completed = subprocess.run(
+    completed = _run(command, account)
+    if completed.returncode < 0:
+        # A signal ended it, such as one for a process that had its number before; that says nothing about the folder.
+        _empty(fresh)
+        completed = _run(command, account)
+    if completed.returncode:
+        raise ConfigurationError(
+            f"PostgreSQL could not make a data folder in {fresh.parent}: {_reason(completed)}"
+        )
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _run(command: list[str], account: User | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command,
         env=environment(),
         cwd="/",
@@ -71,12 +88,16 @@ def _initdb(
         group=account.gid if account else None,
         extra_groups=[] if account else None,
     )
-    if completed.returncode:
-        said = [line for line in completed.stdout.splitlines() if line.strip()] or ["it said nothing"]
-        reasons = [line for line in said if "error" in line or "FATAL" in line or "no account" in line]
-        raise ConfigurationError(
-            f"PostgreSQL could not make a data folder in {fresh.parent}: {(reasons or said)[-1]}"
-        )
+
+
+def _reason(completed: subprocess.CompletedProcess[str]) -> str:
+    said = [line for line in completed.stdout.splitlines() if line.strip()]
+    reasons = [line for line in said if "error" in line or "FATAL" in line or "no account" in line]
+    if reasons or said:
+        return (reasons or said)[-1]
+    if completed.returncode < 0:
+        return f"initdb was ended by signal {-completed.returncode}"
+    return f"initdb said nothing and ended with {completed.returncode}"
 
 
 def _account_for_initdb(user: User | None) -> User | None:

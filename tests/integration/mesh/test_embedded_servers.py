@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from mesh.embedded import postgres, redis, servers_from_environment_or_embedded
+from mesh.embedded.postgres import UNPRIVILEGED
 from mesh.embedded.postgres_binaries import Binaries, installed_binaries
 from mesh.embedded.redis import AppendFsync
 from mesh.errors import ConfigurationError, MeshError
@@ -313,3 +315,27 @@ async def test_a_killed_parent_leaves_no_orphans_and_a_clean_folder(data_folder:
         assert await fetch_value(server.url, "select pg_is_in_recovery()") is False
         assert "not properly shut down" not in server.log_file.read_text(encoding="utf-8")
     assert not any(Path(folder).exists() for folder in run_folders)
+
+
+@pytest.mark.parametrize(("kills", "works"), [(1, True), (2, False)])
+async def test_initdb_that_a_signal_ends_is_tried_once_more(tmp_path: Path, kills: int, works: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        real = installed_binaries().reachable_by(UNPRIVILEGED if os.geteuid() == 0 else None, folder).folder
+        bin_folder = folder / "install" / "bin"
+        bin_folder.mkdir(parents=True)
+        (bin_folder / "postgres").symlink_to(real / "postgres")
+        script = bin_folder / "initdb"
+        script.write_text(
+            f"#!/bin/sh\nfor i in {' '.join(map(str, range(kills)))}; do\n"
+            f'    mkdir "{folder}/killed$i" 2>/dev/null && kill -9 $$\ndone\nexec "{real}/initdb" "$@"\n'
+        )
+        script.chmod(0o755)
+        starting = postgres(durable=False, binaries=Binaries(bin_folder))
+        if works:
+            async with starting as server:
+                assert await fetch_value(server.url, "select 1") == 1
+        else:
+            with pytest.raises(ConfigurationError, match="initdb was ended by signal 9"):
+                await starting.__aenter__()
