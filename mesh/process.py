@@ -102,14 +102,13 @@ def spawn(
     Raises:
         MeshError: the process could not be started.
     """
-    uid, gid = (user.uid, user.gid) if user else (-1, -1)
-    wrapped = [sys.executable, "-I", "-S", _EXEC_CHILD, os.getpid(), death_signal.value, uid, gid, *command]
+    wrapped = bound_to_us(command, user=user, death_signal=death_signal)
     output: IO[bytes] | int | None = subprocess.PIPE if on_line else None
     try:
         if log_file:
             output = os.fdopen(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
         popen = subprocess.Popen(
-            list(map(str, wrapped)),
+            wrapped,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
@@ -124,6 +123,15 @@ def spawn(
     if on_line and popen.stdout:
         threading.Thread(target=_pump, args=(popen.stdout, on_line), name=f"{name}-log", daemon=True).start()
     return Child(name, popen)
+
+
+def bound_to_us(
+    command: Sequence[str | Path], *, user: User | None = None, death_signal: signal.Signals = signal.SIGKILL
+) -> list[str]:
+    """The command as `spawn` starts it, for those who start it otherwise: it ends with the thread that does."""
+    uid, gid = (user.uid, user.gid) if user else (-1, -1)
+    wrapped = [sys.executable, "-I", "-S", _EXEC_CHILD, os.getpid(), death_signal.value, uid, gid, *command]
+    return list(map(str, wrapped))
 
 
 def _pump(source: IO[bytes], on_line: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,46 @@ def ingest(
     check_writable(json_file)
     progress = Console(stderr=True)
     options = TortureOptions(kills, redis_kills, masters, rate, durability.value, seed)
+    report = run_until_signalled(
+        torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
+    )
+    for line in report.summary():
+        print(line)
+    if json_file:
+        json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+@torture.command()
+def clients(
+    seconds: Annotated[float, typer.Option(min=1, max=86_400, help="Length of a turn.")] = 300,
+    rate: Annotated[float, typer.Option(min=1, max=20_000, help="Signals a second.")] = 1_000,
+    groups: Annotated[
+        int,
+        typer.Option(
+            min=1, max=6, help="Turns, each with a part of the clients, when all at once are too many."
+        ),
+    ] = 1,
+    client: Annotated[
+        list[str] | None, typer.Option(help="Only this client; may be repeated.", show_default=False)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Let stock gRPC clients read a busy stream, also over TLS; exit with 1 when one does not read all of it."""
+    from rich.console import Console
+
+    from bench.result import check_writable
+    from bench.torture.clients import ClientsOptions, torture
+    from mesh.process import run_until_signalled
+
+    check_writable(json_file)
+    progress = Console(stderr=True)
+    options = ClientsOptions(seconds, rate, groups)
+    if client:
+        options = replace(options, clients=tuple(client))
     report = run_until_signalled(
         torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
     )
