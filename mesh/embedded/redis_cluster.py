@@ -89,7 +89,7 @@ class RedisCluster:
         try:
             async with asyncio.timeout(FORM_SECONDS_MAX):
                 for node in nodes or self.nodes:
-                    while not await self._is_ok(node):
+                    while not await self._is_ok(node):  # noqa: ASYNC110  (what is waited for sets no event)
                         await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise MeshError(f"the cluster was not well after {FORM_SECONDS_MAX:.0f} s") from None

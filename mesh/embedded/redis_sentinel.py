@@ -62,7 +62,7 @@ class RedisUnderSentinel:
         """
         try:
             async with asyncio.timeout(FORM_SECONDS_MAX):
-                while not await self._has(replicas):
+                while not await self._has(replicas):  # noqa: ASYNC110  (what is waited for sets no event)
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise MeshError(f"{replicas} replicas were not in step after {FORM_SECONDS_MAX:.0f} s") from None
