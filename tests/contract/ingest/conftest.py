@@ -8,6 +8,8 @@ import grpc
 import pytest
 
 from execution.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+from services.common import stream
+from services.common.stream import Redis
 from services.ingest.app import Running
 from tests.contract.ingest.operator import Operator
 from tests.integration.ingest.front_door import ingest_running
@@ -27,6 +29,12 @@ async def ledger() -> AsyncIterator[StandInLedger]:
 async def ingest(redis_url: str, ledger: StandInLedger) -> AsyncIterator[Running]:
     async with ingest_running(redis_url, ledger.port) as service:
         yield service
+
+
+@pytest.fixture
+async def log_client(redis_url: str) -> AsyncIterator[Redis]:
+    async with stream.connect(redis_url) as client:
+        yield client
 
 
 @pytest.fixture

@@ -7,32 +7,15 @@ import asyncio
 import pytest
 from prometheus_client import REGISTRY
 
+from execution.common.v1 import signal_pb2
 from execution.ingest.v1 import frames_pb2 as pb
 from services.ingest.app import Running
+from tests.integration.ingest.cuts import cut, rejected
 from tests.integration.ingest.front_door import ingest_running
 from tests.integration.ingest.raw_master import connected, logged_in
 from tests.integration.ingest.stand_in_ledger import StandInLedger
 from tests.integration.ingest.waiting import until
 from tests.unit.ingest.signing import Credentials, framed
-
-
-def cut(reason: str) -> float:
-    return REGISTRY.get_sample_value("ingest_connections_cut_total", {"reason": reason}) or 0.0
-
-
-def rejected(code: str) -> float:
-    return REGISTRY.get_sample_value("signal_rejections_total", {"code": code}) or 0.0
-
-
-def test_every_reject_code_is_counted_from_the_start():
-    codes = {name.removeprefix("REJECT_CODE_") for name, code in pb.RejectCode.items() if code}
-    counted = {
-        sample.labels["code"]
-        for metric in REGISTRY.collect()
-        for sample in metric.samples
-        if sample.name == "signal_rejections_total"
-    }
-    assert counted == codes
 
 
 async def test_a_frame_that_is_too_large_is_refused_at_its_length(ingest: Running):
@@ -70,6 +53,7 @@ async def test_a_stranger_may_send_only_a_little(redis_url: str, ledger: StandIn
 
 
 async def test_a_stranger_may_stay_only_a_moment(redis_url: str, ledger: StandInLedger):
+    before = cut("unauthenticated_seconds")
     async with (
         ingest_running(redis_url, ledger.port, unauthenticated_seconds_max=0.2) as ingest,
         connected(ingest.port) as silent,
@@ -80,6 +64,7 @@ async def test_a_stranger_may_stay_only_a_moment(redis_url: str, ledger: StandIn
             (frame,) = await one.ended()
             assert frame.reject.code == pb.REJECT_CODE_UNAUTHENTICATED
         await until(lambda: ingest.front_door.connections == 0)
+    assert cut("unauthenticated_seconds") == before + 2
 
 
 async def test_a_byte_now_and_then_does_not_hold_a_connection(redis_url: str, ledger: StandInLedger):
@@ -101,6 +86,7 @@ async def test_a_byte_now_and_then_does_not_hold_a_connection(redis_url: str, le
 
 
 async def test_a_session_in_which_nothing_is_heard_is_ended(redis_url: str, ledger: StandInLedger):
+    before = cut("idle")
     async with (
         ingest_running(redis_url, ledger.port, heartbeat_seconds=0.1, silent_heartbeats_max=3) as ingest,
         logged_in(ingest.port) as master,
@@ -110,6 +96,7 @@ async def test_a_session_in_which_nothing_is_heard_is_ended(redis_url: str, ledg
             kinds.append(frame.WhichOneof("frame"))
         assert kinds[-1] == "bye"
         assert set(kinds[:-1]) == {"ping"}
+    assert cut("idle") == before + 1
 
 
 async def test_a_session_that_answers_pings_lives_on(redis_url: str, ledger: StandInLedger):
@@ -188,6 +175,30 @@ async def test_a_peer_that_does_not_read_is_cut_and_others_do_not_notice(
         await until(lambda: ingest.front_door.connections == 1)
 
 
+async def test_no_more_than_the_output_buffer_waits_for_a_peer_that_does_not_read(
+    redis_url: str, ledger: StandInLedger
+):
+    """Reading from it stops long before; this is for what is sent to it unasked."""
+    before = cut("slow_reader")
+    async with (
+        ingest_running(redis_url, ledger.port, output_bytes_max=65_536, output_seconds_max=300) as ingest,
+        connected(ingest.port, limit=1_024) as slow,
+    ):
+        await slow.log_in()
+        slow.reader._transport.pause_reading()
+        port = ingest.door.sessions.find(1).port
+        request = pb.ServerFrame(snapshot_request=pb.SnapshotRequest(reason="x" * 10_000))
+        written = 0
+        while cut("slow_reader") == before:
+            port.write([request.SerializeToString()])
+            written += 10_000
+            # Never mind what the kernel takes: the process itself keeps no more than it may.
+            assert port._transport.get_write_buffer_size() <= 65_536 + 11_000
+            assert written < 100_000_000
+            await asyncio.sleep(0)
+        await until(lambda: ingest.front_door.connections == 0)
+
+
 async def test_a_slow_log_holds_masters_back_instead_of_filling_memory(redis_url: str, ledger: StandInLedger):
     before = REGISTRY.get_sample_value("ingest_backpressure_pauses_total")
     async with (
@@ -220,6 +231,25 @@ async def test_a_master_may_not_send_faster_than_its_rate(redis_url: str, ledger
             master.send_signals(11, 5)
             reject = await master.rejected_with(pb.REJECT_CODE_RATE_LIMITED)
             assert reject.sequence <= 14
+
+
+async def test_closes_are_taken_at_any_rate(redis_url: str, ledger: StandInLedger):
+    ledger.signals_per_second_max[1] = 10
+    before = rejected("RATE_LIMITED")
+    async with (
+        ingest_running(redis_url, ledger.port, rate_burst_seconds=1) as ingest,
+        logged_in(ingest.port) as master,
+    ):
+        master.send_signals(1, 300, kind=signal_pb2.SIGNAL_KIND_CLOSE)
+        await master.acknowledged_up_to(300)
+        # They did not use up what the others may have, either.
+        master.send_signals(301, 12)
+        reject = await master.rejected_with(pb.REJECT_CODE_RATE_LIMITED)
+        assert reject.sequence == 311
+        assert reject.retry_after_ms > 0
+        master.send_signals(311, kind=signal_pb2.SIGNAL_KIND_CLOSE)
+        await master.acknowledged_up_to(311)
+    assert rejected("RATE_LIMITED") == before + 1
 
 
 async def test_hundreds_of_silent_connections_do_not_disturb_a_master(redis_url: str, ledger: StandInLedger):

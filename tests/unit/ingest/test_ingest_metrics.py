@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from services.ingest.metrics import BatchHistogram
+from prometheus_client import REGISTRY
+
+from services.ingest.metrics import CUT_REASONS, BatchHistogram
 
 
 def buckets(histogram: BatchHistogram) -> dict[str, float]:
@@ -20,3 +22,13 @@ def test_a_batch_counts_as_its_signals():
     values = {sample.name: sample.value for sample in metric.samples}
     assert values["latency_ms_count"] == 14
     assert values["latency_ms_sum"] == 0.5 * 10 + 5 * 3 + 100
+
+
+def test_every_limit_of_connections_is_counted_from_the_start():
+    counted = {
+        sample.labels["reason"]
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == "ingest_connections_cut_total"
+    }
+    assert counted == set(CUT_REASONS)
