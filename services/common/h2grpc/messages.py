@@ -139,8 +139,9 @@ class MessageDecoder:
         if len(data) < MESSAGE_PREFIX_BYTES:
             return None
         if data[0]:
+            # Whoever names an encoding was refused before (compression.md, "A compressed message with identity").
             raise StatusError(
-                grpc.StatusCode.UNIMPLEMENTED, "compressed messages are not supported; use identity"
+                grpc.StatusCode.INTERNAL, "the message says that it is compressed, but no encoding was named"
             )
         end = MESSAGE_PREFIX_BYTES + int.from_bytes(data[1:MESSAGE_PREFIX_BYTES], "big")
         if end - MESSAGE_PREFIX_BYTES > self._message_bytes_max:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
-from hpack import Encoder
+from hpack import Decoder, Encoder
 from hyperframe.frame import (
+    ContinuationFrame,
     DataFrame,
     Frame,
     GoAwayFrame,
@@ -38,6 +41,30 @@ def headers(path: str = SUBSCRIBE, **more: str) -> list[tuple[str, str]]:
     ]
 
 
+@dataclass
+class Answer:
+    """What came on one stream."""
+
+    blocks: list[dict[str, str]] = field(default_factory=list)
+    """The header blocks: headers and trailers, or both in one."""
+    data: bytes = b""
+
+    @property
+    def status(self) -> str:
+        """The grpc-status."""
+        return self.blocks[-1]["grpc-status"]
+
+    @property
+    def messages(self) -> list[pb.SubscribeResponse]:
+        found, rest = [], self.data
+        while rest:
+            assert rest[0] == 0
+            end = 5 + int.from_bytes(rest[1:5], "big")
+            found.append(pb.SubscribeResponse.FromString(rest[5:end]))
+            rest = rest[end:]
+        return found
+
+
 class Attacker:
     """One connection."""
 
@@ -45,6 +72,9 @@ class Attacker:
         self.reader = reader
         self.writer = writer
         self.encoder = Encoder()
+        self.decoder = Decoder()
+        self.answers: dict[int, Answer] = {}
+        self.ended: set[int] = set()
         self.received: list[Frame] = []
         self._data = b""
 
@@ -68,6 +98,7 @@ class Attacker:
         while True:
             while (frame := self._next()) is not None:
                 self.received.append(frame)
+                self._take(frame)
                 yield frame
             try:
                 data = await self.reader.read(65_536)
@@ -102,6 +133,36 @@ class Attacker:
                     break
         return found
 
+    async def answer(self, stream_id: int) -> Answer:
+        """Everything that comes on a stream, to its end."""
+        if stream_id not in self.ended:
+            async with asyncio.timeout(WAIT_SECONDS):
+                async for _ in self.frames():
+                    if stream_id in self.ended:
+                        break
+        assert stream_id in self.ended, f"stream {stream_id} has no end among {self.received}"
+        return self.answers[stream_id]
+
+    async def until(self, kind: type[Frame]) -> Frame:
+        """The next frame of that kind."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            async for frame in self.frames():
+                if isinstance(frame, kind):
+                    return frame
+        raise AssertionError(f"no {kind.__name__} among {self.received}")
+
+    def _take(self, frame: Frame) -> None:
+        if not isinstance(frame, HeadersFrame | DataFrame | ContinuationFrame):
+            return
+        answer = self.answers.setdefault(frame.stream_id, Answer())
+        if isinstance(frame, DataFrame):
+            answer.data += frame.data
+        else:
+            assert "END_HEADERS" in frame.flags, "the edge's answers are short"
+            answer.blocks.append(dict(self.decoder.decode(frame.data)))
+        if "END_STREAM" in frame.flags:
+            self.ended.add(frame.stream_id)
+
     def _next(self) -> Frame | None:
         if len(self._data) < 9:
             return None
@@ -115,7 +176,11 @@ class Attacker:
 
 @asynccontextmanager
 async def attacking(
-    port: int, settings: dict[int, int] | None = None, *, receive_buffer_bytes: int | None = None
+    port: int,
+    settings: dict[int, int] | None = None,
+    *,
+    receive_buffer_bytes: int | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Attacker]:
     """A connection that has said hello."""
     plain = socket.socket()
@@ -123,14 +188,16 @@ async def attacking(
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     plain.setblocking(False)
     await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", port))
-    reader, writer = await asyncio.open_connection(sock=plain, limit=2**16)
+    reader, writer = await asyncio.open_connection(
+        sock=plain, limit=2**16, ssl=tls, server_hostname=None if tls is None else "localhost"
+    )
     attacker = Attacker(reader, writer)
     await attacker.send(PREFACE, SettingsFrame(0, settings=settings or {}))
     try:
         yield attacker
     finally:
         writer.close()
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, ssl.SSLError):
             await writer.wait_closed()
 
 

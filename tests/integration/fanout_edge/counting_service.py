@@ -18,6 +18,7 @@ from services.common import auth, h2grpc, rpc, settings
 from services.common.errors import UnavailableError
 
 SUBSCRIBE = "/execution.fanout.v1.FanoutService/Subscribe"
+ACKNOWLEDGE = "/execution.fanout.v1.FanoutService/Acknowledge"
 SERVICE_TOKEN = "service-token-of-the-tests"
 LICENSE = (("authorization", "Bearer a-license"),)
 LARGE_EVERY = 500
@@ -113,7 +114,7 @@ async def counting_edge(tls_folder: Path | None = None, **overrides: object) -> 
         **overrides,
     }
     loaded = settings.load(EdgeSettings, **values)
-    allowed = {SUBSCRIBE: {auth.PrincipalKind.LICENSE}}
+    allowed = {SUBSCRIBE: {auth.PrincipalKind.LICENSE}, ACKNOWLEDGE: {auth.PrincipalKind.LICENSE}}
     counting = Counting()
     registration = rpc.registration(fanout_service_pb2_grpc.add_FanoutServiceServicer_to_server, counting)
     serving = h2grpc.serving(
