@@ -301,7 +301,6 @@ def _lag_limits(settings: FanoutSettings) -> LagLimits:
     )
 
 
-def _tail_limits(settings: FanoutSettings) -> TailLimits:
 def _index(settings: FanoutSettings) -> LogIndex:
     return LogIndex(
         marks_max=max(1, settings.index_marks_max // settings.log_shards),
@@ -317,6 +316,7 @@ def _pacing(settings: FanoutSettings) -> Pacing:
     )
 
 
+def _tail_limits(settings: FanoutSettings) -> TailLimits:
     return TailLimits(
         fill_entries_max=settings.fill_entries_max // settings.log_shards,
         fill_bytes_max=settings.fill_bytes_max // settings.log_shards,
