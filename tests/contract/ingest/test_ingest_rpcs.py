@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal as os_signals
 
@@ -21,7 +20,7 @@ from tests.integration.ingest.front_door import ingest_running
 from tests.integration.ingest.raw_master import RawMaster, logged_in
 from tests.integration.ingest.stand_in_ledger import OPERATOR_TOKEN, SERVICE_TOKEN, StandInLedger
 from tests.integration.ingest.waiting import until
-from tests.unit.ingest.signing import Credentials, Keys, login_body, now_us, signal
+from tests.unit.ingest.signing import Credentials, now_us
 
 UNARY = {
     "GetHead": pb.GetHeadRequest(master_id=1),
@@ -221,113 +220,3 @@ async def test_disconnect(ingest: Running, operator: Operator):
 async def test_bad_requests_name_the_field(operator: Operator, name: str, request_: object, field: str):
     error = await fails(operator, name, request_, grpc.StatusCode.INVALID_ARGUMENT)
     assert field_of(error) == field
-
-
-# Publish
-
-
-class Bridge:
-    """A client of Publish."""
-
-    def __init__(self, stub: IngestServiceStub, who: Credentials) -> None:
-        self.who = who
-        self.call = stub.Publish()
-        self.nonce = os.urandom(16)
-
-    async def send(self, frame: frames_pb2.ClientFrame) -> None:
-        await self.call.write(pb.PublishRequest(frame=frame))
-
-    async def receive(self) -> frames_pb2.ServerFrame | None:
-        while True:
-            response = await self.call.read()
-            if response is grpc.aio.EOF:
-                return None
-            if not response.frame.HasField("ping"):
-                return response.frame
-
-    async def log_in(self) -> frames_pb2.Welcome:
-        hello = frames_pb2.Hello(
-            version=1, master_id=self.who.master_id, key_id=self.who.key_id, nonce=self.nonce
-        )
-        await self.send(frames_pb2.ClientFrame(hello=hello))
-        challenge = (await self.receive()).challenge
-        self.keys = Keys(self.who.secret, self.nonce, challenge.nonce)
-        await self.send(self.keys.login(login_body(self.who).SerializeToString()))
-        return (await self.receive()).welcome
-
-
-@pytest.fixture
-def bridge(channel: grpc.aio.Channel) -> Bridge:
-    return Bridge(IngestServiceStub(channel), Credentials())
-
-
-async def test_publish_carries_the_same_frames(bridge: Bridge, ingest: Running):
-    welcome = await bridge.log_in()
-    assert welcome.position.epoch == 1
-    for first in (1, 3):
-        await bridge.send(bridge.keys.signals(first, [signal(first), signal(first + 1)]))
-    while (frame := await bridge.receive()).ack.sequence != 4:
-        assert frame.HasField("ack")
-    await bridge.send(bridge.keys.signals(9, [signal(9)]))
-    assert (await bridge.receive()).reject.code == frames_pb2.REJECT_CODE_GAP
-    await bridge.send(frames_pb2.ClientFrame(bye=frames_pb2.Bye()))
-    assert (await bridge.receive()).HasField("bye")
-    assert await bridge.receive() is None
-    assert await bridge.call.code() == grpc.StatusCode.OK
-    await until(lambda: len(ingest.door.sessions) == 0)
-
-
-async def test_publish_refuses_by_frames_and_not_by_status(bridge: Bridge):
-    bridge.who = Credentials(secret=b"wrong")
-    with pytest.raises(AssertionError):
-        assert (await bridge.log_in()).session_epoch
-    assert await bridge.receive() is None
-    assert await bridge.call.code() == grpc.StatusCode.OK
-
-
-async def test_publish_fences_a_session_over_tcp(bridge: Bridge, ingest: Running):
-    async with logged_in(ingest.port) as master:
-        await bridge.log_in()
-        (frame,) = await master.ended()
-        assert frame.reject.code == frames_pb2.REJECT_CODE_FENCED
-
-
-async def test_publish_refuses_a_frame_that_is_too_large(bridge: Bridge):
-    await bridge.log_in()
-    await bridge.send(frames_pb2.ClientFrame(bye=frames_pb2.Bye(reason="x" * 70_000)))
-    assert (await bridge.receive()).reject.code == frames_pb2.REJECT_CODE_TOO_LARGE
-    assert await bridge.receive() is None
-
-
-async def test_publish_ends_the_session_when_the_call_is_cancelled(bridge: Bridge, ingest: Running):
-    await bridge.log_in()
-    assert len(ingest.door.sessions) == 1
-    bridge.call.cancel()
-    await until(lambda: len(ingest.door.sessions) == 0)
-
-
-async def test_publish_is_limited_in_streams_and_time(redis_url: str, ledger: StandInLedger):
-    async with (
-        ingest_running(
-            redis_url, ledger.port, publish_streams_max=1, unauthenticated_seconds_max=0.3
-        ) as ingest,
-        grpc.aio.insecure_channel(f"127.0.0.1:{ingest.grpc_port}") as channel,
-    ):
-        silent = Bridge(IngestServiceStub(channel), Credentials())
-        await until(lambda: ingest.door.streams == 1)
-        second = Bridge(IngestServiceStub(channel), Credentials())
-        assert (await second.receive()).reject.code == frames_pb2.REJECT_CODE_TOO_MANY_CONNECTIONS
-        assert (await silent.receive()).reject.code == frames_pb2.REJECT_CODE_UNAUTHENTICATED
-
-
-async def test_publish_drains(redis_url: str, ledger: StandInLedger):
-    running = ingest_running(redis_url, ledger.port)
-    ingest = await running.__aenter__()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{ingest.grpc_port}") as channel:
-        bridge = Bridge(IngestServiceStub(channel), Credentials())
-        await bridge.log_in()
-        stopping = asyncio.create_task(running.__aexit__(None, None, None))
-        assert (await bridge.receive()).HasField("drain")
-        assert (await bridge.receive()).HasField("bye")
-        assert await bridge.receive() is None
-        await stopping
