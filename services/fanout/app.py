@@ -100,7 +100,7 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
                 tick_age_seconds_max=settings.health_tick_age_seconds_max,
             )
         )
-        draining = asyncio.Event()
+        draining, drained = asyncio.Event(), asyncio.Event()
         await stack.enter_async_context(
             tasks.background(
                 *parts.tailers.work(),
@@ -110,17 +110,17 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
                 parts.recorder.run(),
                 parts.acknowledgements.follow(),
                 parts.acknowledgements.tell_forever(),
-                _drain(draining, parts.hub),
+                _drain(draining, drained, parts.hub),
             )
         )
         await stack.enter_async_context(_answering_siblings(settings, parts.servicer))
-        server = await stack.enter_async_context(_serving(settings, parts.servicer, draining))
+        server = await stack.enter_async_context(_serving(settings, parts.servicer, draining, drained))
         await stack.enter_async_context(tasks.background(_announce(server, parts)))
         yield Running(server.port, served.port, parts.hub)
 
 
 def _serving(
-    settings: FanoutSettings, servicer: FanoutServicer, draining: asyncio.Event
+    settings: FanoutSettings, servicer: FanoutServicer, draining: asyncio.Event, drained: asyncio.Event
 ) -> AbstractAsyncContextManager[Server]:
     shared: Calls = servicer
     if settings.shares_ports:
@@ -129,7 +129,12 @@ def _serving(
     rules = rpc.authorizer(settings, ALLOWED)
     if settings.edge == "h2":
         return h2grpc.serving(
-            settings, registrations, authorizer=rules, serving_at_once=False, draining=draining
+            settings,
+            registrations,
+            authorizer=rules,
+            serving_at_once=False,
+            draining=draining,
+            drained=drained,
         )
     return rpc.serving(settings, registrations, authorizer=rules, serving_at_once=False, draining=draining)
 
@@ -141,10 +146,11 @@ def _answering_siblings(
     return siblings.answering(settings, [registration], authorizer=rpc.authorizer(settings, ALLOWED))
 
 
-async def _drain(draining: asyncio.Event, hub: Hub) -> None:
-    """Lets the streams end as soon as the server begins to."""
+async def _drain(draining: asyncio.Event, drained: asyncio.Event, hub: Hub) -> None:
+    """Ends the streams one after the other once the server begins to."""
     await draining.wait()
-    hub.drain()
+    await hub.drain()
+    drained.set()
 
 
 async def _announce(server: Server, parts: _Parts) -> None:
@@ -278,7 +284,8 @@ def _hub_limits(settings: FanoutSettings) -> HubLimits:
         streams_per_user_max=settings.streams_per_user_max,
         stream_age_seconds_max=settings.stream_age_seconds_max,
         progress_interval_seconds=settings.progress_interval_seconds,
-        drain_jitter_seconds=settings.drain_jitter_seconds,
+        # The second half of the grace is for those that end slowly.
+        drain_jitter_seconds=min(settings.drain_jitter_seconds, settings.drain_grace_seconds / 2),
         first_stream_id=settings.first_stream_id,
     )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from execution.common.v1 import position_pb2
 from services.common.clock import Clock
@@ -19,6 +21,10 @@ from services.fanout.domain.stream import ProgressCache, Stream, Turn
 from services.fanout.edge import StreamWriter
 
 _log = logging.getLogger(__name__)
+
+# Streams are ended one after the other, so their readers need not wait for one another; only until the GOAWAY has come
+# that keeps them from opening the next stream where this one was.
+_RECONNECT_SECONDS: Final = (0.25, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,10 @@ class Delivery:
         """The reader took everything."""
         self.pump()
 
+    def on_drain(self) -> None:
+        """The connection is about to be replaced."""
+        self.drain()
+
     def on_written(self, message: Message) -> None:
         """Counts a message that the transport took."""
         sent = metrics.SENT
@@ -102,6 +112,11 @@ class Delivery:
     def end(self, error: ServiceError) -> None:
         """Ends the stream after what was handed over."""
         self.stream.end(error)
+        self.pump()
+
+    def drain(self) -> None:
+        """Tells the stream's reader to go on elsewhere in a moment, and ends the stream."""
+        self.stream.drain(int(random.uniform(*_RECONNECT_SECONDS) * 1e6))
         self.pump()
 
     def tick(self, cache: ProgressCache) -> None:

@@ -20,6 +20,11 @@ from services.fanout.domain.stream import ProgressCache
 _log = logging.getLogger(__name__)
 
 _TICKS_PER_PROGRESS = 8
+# A few streams need not be spread over as long a time as thousands.
+_DRAIN_SECONDS_EACH = 0.01
+_AGE_SPREAD = 0.1
+# Of Knuth's multiplicative hash: numbers in a row become numbers without order.
+_KNUTH = 2_654_435_761
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +169,22 @@ class Hub:
         for delivery in self:
             delivery.end(error)
 
-    def drain(self) -> None:
-        """Announces the end to every stream and ends it; new ones are refused from now on."""
-        self.draining = True
-        for delivery in self:
-            self._drain_one(delivery)
+    async def drain(self) -> None:
+        """Refuses new streams from now on, and ends those that are open, one after the other in any order.
 
-    def _drain_one(self, delivery: Delivery) -> None:
-        jitter_us = int(random.uniform(0, self._limits.drain_jitter_seconds) * 1e6)
-        delivery.stream.drain(jitter_us)
-        delivery.pump()
+        Each goes on until its moment, so none is silent for longer than it takes to open another one elsewhere.
+        """
+        self.draining = True
+        deliveries = list(self)
+        random.shuffle(deliveries)
+        spread_seconds = min(self._limits.drain_jitter_seconds, len(deliveries) * _DRAIN_SECONDS_EACH)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for number, delivery in enumerate(deliveries):
+            due = began + spread_seconds * number / len(deliveries)
+            if due > loop.time():
+                await asyncio.sleep(due - loop.time())
+            delivery.drain()
 
     async def tick_forever(self) -> None:
         """Looks at each stream once in each progress interval, a part of them at a time, until cancelled."""
@@ -187,13 +198,21 @@ class Hub:
     def _tick(self, turn: int) -> None:
         now_us = self._clock.now_us()
         cache = ProgressCache(now_us)
-        age_seconds_max = self._limits.stream_age_seconds_max
         for stream_id, delivery in tuple(self._deliveries.items()):
             if stream_id % _TICKS_PER_PROGRESS != turn:
                 continue
-            if age_seconds_max is not None and now_us - delivery.stream.opened_at_us > age_seconds_max * 1e6:
-                self._drain_one(delivery)
+            if self._is_old(delivery, now_us):
+                delivery.drain()
             else:
                 delivery.tick(cache)
         metrics.RING_BYTES.set(self.ring.memory_bytes)
         metrics.RING_MASTERS.set(len(self.ring))
+
+    def _is_old(self, delivery: Delivery, now_us: int) -> bool:
+        """Whether the stream has reached its age: a tenth more or less, or those of one moment would end at one."""
+        age_seconds_max = self._limits.stream_age_seconds_max
+        if age_seconds_max is None:
+            return False
+        chance = (delivery.stream.stream_id * _KNUTH & 0xFFFF) / 0x10000
+        share = 1 - _AGE_SPREAD + 2 * _AGE_SPREAD * chance
+        return now_us - delivery.stream.opened_at_us > age_seconds_max * share * 1e6

@@ -54,7 +54,11 @@ class FanoutSettings(WorkerSettings, Http2Settings):
     streams_max: int = Field(default=10_000, ge=1)
     streams_per_user_max: int = Field(default=20, ge=1)
     stream_age_seconds_max: float | None = Field(default=None, gt=0)
-    """Streams older than this are drained, so that they spread over new processes. Unset: never."""
+    """Streams older than this, a tenth more or less, are drained. Unset: never.
+
+    With GRPC_CONNECTION_AGE_SECONDS_MAX streams are drained together with their connection, which clients must open
+    anew to reach new processes: prefer that. Only EDGE=aio needs both, the same: its connections end without a Drain.
+    """
 
     # When a reader is too slow.
     lag_signals_max: int = Field(default=500_000, ge=1)
@@ -112,7 +116,7 @@ class FanoutSettings(WorkerSettings, Http2Settings):
     """The same for the snapshot of a full sync that somebody asked for."""
 
     drain_jitter_seconds: float = Field(default=5.0, ge=0)
-    """Clients of a draining process are told to reconnect at moments spread over this time."""
+    """A draining process ends its streams at moments spread over this time, or over half of DRAIN_GRACE_SECONDS."""
 
     @property
     def first_stream_id(self) -> int:

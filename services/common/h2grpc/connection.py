@@ -35,6 +35,9 @@ from services.common.h2grpc.settings import Http2Settings
 
 _log = logging.getLogger(__name__)
 
+LAST_WORDS_SECONDS: Final = 0.2
+"""From the last words of calls to the GOAWAY: some clients, grpclib for one, take that for the end of every stream, and
+would never read what came just before it."""
 _LINGER_SECONDS: Final = 0.5
 _STREAM_ID_MAX: Final = 2**31 - 1
 _DRAIN_PING: Final = b"draining"
@@ -232,7 +235,7 @@ class Connection(asyncio.Protocol):
                 self.h2.ping(_KEEPALIVE_PING)
                 self.flush_h2()
             case Step.AGED:
-                self.drain(self._serving.settings.http2_connection_age_grace_seconds, "age")
+                self._leave()
             case Step.IDLE:
                 self.drain(self._serving.settings.http2_keepalive_timeout_seconds, "idle")
             case Step.LAST_CALL:
@@ -241,6 +244,15 @@ class Connection(asyncio.Protocol):
                 self._end_drained()
         if not self._is_over():
             self._look_after_calls(now)
+
+    def _leave(self) -> None:
+        """Lets long calls say that they go on elsewhere; a moment later the peer is told to open no more here."""
+        grace_seconds = self._serving.settings.http2_connection_age_grace_seconds
+        for call in tuple(self.calls.values()):
+            if call.out.on_drain is not None:
+                call.out.on_drain()
+        delay_seconds = LAST_WORDS_SECONDS if self.calls else 0.0
+        self._loop.call_later(delay_seconds, self.drain, grace_seconds, "age")
 
     def _is_over(self) -> bool:
         return self.is_ended

@@ -53,6 +53,7 @@ class OutStream:
         "_ready",
         "_trailers",
         "is_open",
+        "on_drain",
         "on_writable",
         "stalled_since",
         "stream_id",
@@ -63,6 +64,8 @@ class OutStream:
         self.is_open = True
         self.on_writable: Callable[[], None] | None = None
         """Called when everything was taken and more may be sent."""
+        self.on_drain: Callable[[], None] | None = None
+        """Called when the connection is about to be replaced by a new one, so that the call can go on there."""
         self.stalled_since: float | None = None
         """Since when nothing was taken of what waits."""
         self._carrier = carrier

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from services.common import auth, shared_ports, tasks, tls
 from services.common.errors import ConfigurationError
 from services.common.h2grpc.certificates import Certificates
-from services.common.h2grpc.connection import Connection, Serving
+from services.common.h2grpc.connection import LAST_WORDS_SECONDS, Connection, Serving
 from services.common.h2grpc.handlers import Handlers
 from services.common.h2grpc.settings import Http2Settings
 from services.common.interceptors import CallGuard
@@ -28,7 +29,6 @@ _log = logging.getLogger(__name__)
 _TLS_SHUTDOWN_SECONDS: Final = 1.0
 _BACKLOG: Final = 4_096
 _CANCELLATION_SECONDS: Final = 5.0
-_LAST_WORDS_SECONDS: Final = 0.2
 _ROUNDS_PER_SECOND: Final = 10
 
 
@@ -66,8 +66,12 @@ async def serving(
     authorizer: auth.Authorizer,
     serving_at_once: bool = True,
     draining: asyncio.Event | None = None,
+    drained: asyncio.Event | None = None,
 ) -> AsyncIterator[Server]:
     """Serves the registrations on `settings.grpc_bind_address` until the block ends, as `rpc.serving` does.
+
+    Who sets `drained` at the end of what `draining` began, and ends its streams one after the other meanwhile, has half
+    of the grace for that; connections whose calls have ended are closed as they come.
 
     Raises:
         ConfigurationError: the address is in use or cannot be bound, or a certificate cannot be read.
@@ -95,7 +99,7 @@ async def serving(
                 yield server
             finally:
                 listener.close()
-                await _drain(server, shared, guard, idle)
+                await _drain(server, shared, guard, idle, drained)
     finally:
         await _drop_all(shared, idle)
 
@@ -180,16 +184,17 @@ async def _look_after(shared: Serving) -> None:
                 connection.look_after(now)
 
 
-async def _drain(server: Server, shared: Serving, guard: CallGuard, idle: asyncio.Event) -> None:
+async def _drain(
+    server: Server, shared: Serving, guard: CallGuard, idle: asyncio.Event, drained: asyncio.Event | None
+) -> None:
     grace_seconds = shared.settings.drain_grace_seconds
     await server.health.enter_graceful_shutdown()
     server.draining.set()
+    began = time.monotonic()
     if any(connection.calls for connection in shared.connections):
-        # Streams that watch for this end with their last words and a status. Some clients, grpclib for one, take
-        # a GOAWAY for the end of every stream and would never read them.
-        last_words_seconds = min(_LAST_WORDS_SECONDS, grace_seconds / 2)
-        await asyncio.sleep(last_words_seconds)
-        grace_seconds -= last_words_seconds
+        # Streams that watch for this end with their last words and a status.
+        await _hear_last_words(shared, drained, grace_seconds)
+    grace_seconds -= time.monotonic() - began
     for connection in tuple(shared.connections):
         connection.drain(grace_seconds, "drain")
     try:
@@ -205,6 +210,22 @@ async def _drain(server: Server, shared: Serving, guard: CallGuard, idle: asynci
             await guard.idle()
     except TimeoutError:
         _log.error("gRPC handlers still run %g s after they were cancelled", _CANCELLATION_SECONDS)
+
+
+async def _hear_last_words(shared: Serving, drained: asyncio.Event | None, grace_seconds: float) -> None:
+    """Waits until streams have ended of themselves and their clients have read it, for half of the grace at most."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + grace_seconds / 2
+    quiet: set[Connection] = set()
+    while drained is not None and not drained.is_set() and loop.time() < until:
+        await asyncio.sleep(LAST_WORDS_SECONDS / 2)
+        for connection in tuple(shared.connections):
+            if connection.calls:
+                continue
+            if connection in quiet:
+                connection.drain(grace_seconds, "drain")
+            quiet.add(connection)
+    await asyncio.sleep(min(LAST_WORDS_SECONDS, max(0.0, until - loop.time())))
 
 
 async def _drop_all(shared: Serving, idle: asyncio.Event) -> None:

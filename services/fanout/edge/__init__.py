@@ -20,6 +20,10 @@ class Source(Protocol):
         """Everything handed over was taken; there may be more."""
         ...
 
+    def on_drain(self) -> None:
+        """The connection is about to be replaced: the stream should end, to go on over a new one."""
+        ...
+
     def on_written(self, message: Message) -> None:
         """One message was taken by the transport."""
         ...

@@ -64,11 +64,12 @@ class H2StreamWriter:
         """
         self._source = source
         self._out.on_writable = self._resume
+        self._out.on_drain = source.on_drain
         try:
             self._resume()
             await self._end
         finally:
-            self._out.on_writable = None
+            self._out.on_writable = self._out.on_drain = None
         if self._finished is not None:
             raise self._finished
 
