@@ -194,6 +194,7 @@ class Connection(asyncio.Protocol):
         if call.out.is_open:
             return
         self.calls.pop(call.out.stream_id, None)
+        self._incoming.forget(call.out.stream_id)
         if not self.calls:
             self._lifetime.calls_ended(self._loop.time())
             if not self.takes_calls:

@@ -35,7 +35,7 @@ class Owner(Carrier, CallOwner, Protocol):
 class Incoming:
     """The requests of one connection. Every method may raise AbuseError."""
 
-    __slots__ = ("_calls", "_early_resets", "_methods", "_owner", "_settings")
+    __slots__ = ("_calls", "_early_resets", "_kept", "_kept_bytes", "_methods", "_owner", "_settings")
 
     def __init__(
         self,
@@ -49,6 +49,9 @@ class Incoming:
         self._methods = methods
         self._calls = calls
         self._early_resets: Bucket | None = None
+        self._kept: dict[int, int] = {}
+        """Bytes of incomplete requests, by stream; adding them up for each frame would cost more than the frame."""
+        self._kept_bytes = 0
 
     def request(self, event: RequestReceived) -> None:
         """A request's headers came: a call begins, or is refused."""
@@ -110,17 +113,24 @@ class Incoming:
         except StatusError as error:
             call.fail(error.code, error.message)
             return
-        if call.is_waiting_for_request and len(event.data or b"") < call.buffered_bytes:
-            self._check_requests(call)
+        self._keep(event.stream_id, call)
 
-    def _check_requests(self, call: Call) -> None:
-        kept = sum(one.buffered_bytes for one in self._calls.values() if one.is_waiting_for_request)
-        if kept > self._settings.http2_request_bytes_max:
+    def forget(self, stream_id: int) -> None:
+        """A call is over, or its request is complete: nothing of it is kept any more."""
+        self._kept_bytes -= self._kept.pop(stream_id, 0)
+
+    def _keep(self, stream_id: int, call: Call) -> None:
+        """Accounts for what is kept of a request until it is complete."""
+        kept = call.buffered_bytes if call.is_waiting_for_request else 0
+        self._kept_bytes += kept - self._kept.get(stream_id, 0)
+        self._kept[stream_id] = kept
+        if self._kept_bytes > self._settings.http2_request_bytes_max:
             metrics.REFUSED_STREAMS.labels("request_bytes").inc()
             call.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many incomplete requests on this connection")
 
     def stream_ended(self, stream_id: int) -> None:
         """A request is complete."""
+        self.forget(stream_id)
         call = self._calls.get(stream_id)
         if call is not None:
             try:
