@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -22,6 +22,13 @@ class Durability(StrEnum):
 
     APPENDED = "APPENDED"
     FSYNCED = "FSYNCED"
+
+
+class Edge(StrEnum):
+    """What carries the streams."""
+
+    AIO = "aio"
+    H2 = "h2"
 
 
 @torture.callback()
@@ -58,12 +65,7 @@ def ingest(
     report = run_until_signalled(
         torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
     )
-    for line in report.summary():
-        print(line)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-    if not report.is_sound:
-        raise typer.Exit(1)
+    _finish(report, json_file)
 
 
 @torture.command()
@@ -98,6 +100,68 @@ def clients(
     report = run_until_signalled(
         torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
     )
+    _finish(report, json_file)
+
+
+@torture.command()
+def fanout(
+    processes: Annotated[int, typer.Option(min=1, max=10, help="Fan-out processes, each on its port.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Workers of each, which share its port.")] = 1,
+    subscribers: Annotated[int, typer.Option(min=1, max=5_000, help="Streams, over all processes.")] = 300,
+    rate: Annotated[float, typer.Option(min=1, max=20_000, help="Signals a second.")] = 1_000,
+    rounds: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Rolling restarts of all processes, one after the other.")
+    ] = 3,
+    kills: Annotated[
+        int,
+        typer.Option(min=0, max=10_000, help="SIGKILLs, of a process or a worker, at random among these."),
+    ] = 0,
+    edge: Annotated[Edge, typer.Option(help="What serves.")] = Edge.H2,
+    drain_spread: Annotated[
+        float, typer.Option(min=0, max=60, help="Seconds over which a process ends its streams.")
+    ] = 5.0,
+    seed: Annotated[int, typer.Option(help="Repeats the order of the kills; 0 is random.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Restart the fan-out's processes under load; exit with 1 when a subscriber misses a signal or gets one twice."""
+    from rich.console import Console
+
+    from bench.result import check_writable
+    from bench.torture.fanout import FanoutTortureOptions, torture
+    from mesh.process import run_until_signalled
+
+    check_writable(json_file)
+    progress = Console(stderr=True)
+    options = FanoutTortureOptions(
+        processes, workers, subscribers, rate, rounds, kills, edge.value, drain_spread, seed
+    )
+    report = run_until_signalled(
+        torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
+    )
+    _finish(report, json_file)
+
+
+class _Report(Protocol):
+    """What every torture ends with."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every promise was kept."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        ...
+
+    def summary(self) -> list[str]:
+        """For people."""
+        ...
+
+
+def _finish(report: _Report, json_file: Path | None) -> None:
+    """Says what came of it; ends with 1 if a promise was broken."""
     for line in report.summary():
         print(line)
     if json_file:
