@@ -394,7 +394,7 @@ class Drain(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reconnect_after(self) -> _duration_pb2.Duration:
-        """When to reconnect; already spread by chance over the clients."""
+        """When to reconnect, over a new connection; already spread by chance over the clients."""
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_position_pb2.MasterPosition]:
@@ -540,7 +540,7 @@ class StreamInfo(_message.Message):
     OPENED_AT_FIELD_NUMBER: _builtins.int
     CURSORS_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
-    """Numbered in this process."""
+    """Numbered by the process that has it; workers that share an address use different numbers."""
     user_id: _builtins.str
     """The subscriber."""
     peer_address: _builtins.str

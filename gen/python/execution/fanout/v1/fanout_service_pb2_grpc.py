@@ -76,7 +76,7 @@ class FanoutServiceServicer(object):
 
     def Acknowledge(self, request, context):
         """Acknowledge says how far the subscriber has processed each master's stream. Positions only move forward: an older one
-        changes nothing. Safe to repeat.
+        changes nothing. Safe to repeat, and over any connection to any process.
         Errors: INVALID_ARGUMENT, PERMISSION_DENIED (not subscribed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -84,7 +84,8 @@ class FanoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListStreams(self, request, context):
-        """ListStreams returns the open streams of this process. Needs the operator's or a service's token.
+        """ListStreams returns the open streams of this process, or of all workers that share its address. Needs the operator's or a
+        service's token.
         Errors: INVALID_ARGUMENT (page size or token), PERMISSION_DENIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -47,11 +47,12 @@ class FanoutServiceStub:
     """
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_fanout_service_pb2.AcknowledgeRequest, _fanout_service_pb2.AcknowledgeResponse]
     """Acknowledge says how far the subscriber has processed each master's stream. Positions only move forward: an older one
-    changes nothing. Safe to repeat.
+    changes nothing. Safe to repeat, and over any connection to any process.
     Errors: INVALID_ARGUMENT, PERMISSION_DENIED (not subscribed).
     """
     ListStreams: _grpc.UnaryUnaryMultiCallable[_fanout_service_pb2.ListStreamsRequest, _fanout_service_pb2.ListStreamsResponse]
-    """ListStreams returns the open streams of this process. Needs the operator's or a service's token.
+    """ListStreams returns the open streams of this process, or of all workers that share its address. Needs the operator's or a
+    service's token.
     Errors: INVALID_ARGUMENT (page size or token), PERMISSION_DENIED.
     """
 
@@ -74,11 +75,12 @@ class FanoutServiceAsyncStub(FanoutServiceStub):
     """
     Acknowledge: _aio.UnaryUnaryMultiCallable[_fanout_service_pb2.AcknowledgeRequest, _fanout_service_pb2.AcknowledgeResponse]  # type: ignore[assignment]
     """Acknowledge says how far the subscriber has processed each master's stream. Positions only move forward: an older one
-    changes nothing. Safe to repeat.
+    changes nothing. Safe to repeat, and over any connection to any process.
     Errors: INVALID_ARGUMENT, PERMISSION_DENIED (not subscribed).
     """
     ListStreams: _aio.UnaryUnaryMultiCallable[_fanout_service_pb2.ListStreamsRequest, _fanout_service_pb2.ListStreamsResponse]  # type: ignore[assignment]
-    """ListStreams returns the open streams of this process. Needs the operator's or a service's token.
+    """ListStreams returns the open streams of this process, or of all workers that share its address. Needs the operator's or a
+    service's token.
     Errors: INVALID_ARGUMENT (page size or token), PERMISSION_DENIED.
     """
 
@@ -110,7 +112,7 @@ class FanoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fanout_service_pb2.AcknowledgeResponse, _abc.Awaitable[_fanout_service_pb2.AcknowledgeResponse]]:
         """Acknowledge says how far the subscriber has processed each master's stream. Positions only move forward: an older one
-        changes nothing. Safe to repeat.
+        changes nothing. Safe to repeat, and over any connection to any process.
         Errors: INVALID_ARGUMENT, PERMISSION_DENIED (not subscribed).
         """
 
@@ -120,7 +122,8 @@ class FanoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fanout_service_pb2.ListStreamsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fanout_service_pb2.ListStreamsResponse, _abc.Awaitable[_fanout_service_pb2.ListStreamsResponse]]:
-        """ListStreams returns the open streams of this process. Needs the operator's or a service's token.
+        """ListStreams returns the open streams of this process, or of all workers that share its address. Needs the operator's or a
+        service's token.
         Errors: INVALID_ARGUMENT (page size or token), PERMISSION_DENIED.
         """
 

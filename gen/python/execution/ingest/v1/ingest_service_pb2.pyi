@@ -108,7 +108,7 @@ class MasterHead(_message.Message):
     session_epoch: _builtins.int
     """The latest session that logged in."""
     connected: _builtins.bool
-    """Whether a session is open in the process that answers."""
+    """Whether a session is open in the process that answers, or in a worker that shares its address."""
     @_builtins.property
     def position(self) -> _position_pb2.StreamPosition:
         """The last position in the log."""

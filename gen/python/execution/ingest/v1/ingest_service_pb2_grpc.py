@@ -29,6 +29,7 @@ class IngestServiceStub(object):
     """IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 
@@ -79,6 +80,7 @@ class IngestServiceServicer(object):
     """IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 
@@ -117,14 +119,14 @@ class IngestServiceServicer(object):
 
     def RequestSnapshot(self, request, context):
         """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
-        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected to this process).
+        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """ListSessions returns the sessions that are open in this process.
+        """ListSessions returns the sessions that are open, each master's latest.
         Errors: INVALID_ARGUMENT (page size or token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -132,7 +134,7 @@ class IngestServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Disconnect(self, request, context):
-        """Disconnect closes the master's session in this process; the master may log in again.
+        """Disconnect closes the master's session; the master may log in again.
         Errors: INVALID_ARGUMENT (no master), NOT_FOUND (no session here).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -189,6 +191,7 @@ class IngestService(object):
     """IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 

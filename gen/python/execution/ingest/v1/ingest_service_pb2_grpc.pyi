@@ -30,6 +30,7 @@ class IngestServiceStub:
     """IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 
@@ -56,14 +57,14 @@ class IngestServiceStub:
     """
     RequestSnapshot: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.RequestSnapshotRequest, _ingest_service_pb2.RequestSnapshotResponse]
     """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
-    Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected to this process).
+    Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListSessionsRequest, _ingest_service_pb2.ListSessionsResponse]
-    """ListSessions returns the sessions that are open in this process.
+    """ListSessions returns the sessions that are open, each master's latest.
     Errors: INVALID_ARGUMENT (page size or token).
     """
     Disconnect: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.DisconnectRequest, _ingest_service_pb2.DisconnectResponse]
-    """Disconnect closes the master's session in this process; the master may log in again.
+    """Disconnect closes the master's session; the master may log in again.
     Errors: INVALID_ARGUMENT (no master), NOT_FOUND (no session here).
     """
 
@@ -72,6 +73,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 
@@ -95,14 +97,14 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """
     RequestSnapshot: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.RequestSnapshotRequest, _ingest_service_pb2.RequestSnapshotResponse]  # type: ignore[assignment]
     """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
-    Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected to this process).
+    Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListSessionsRequest, _ingest_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """ListSessions returns the sessions that are open in this process.
+    """ListSessions returns the sessions that are open, each master's latest.
     Errors: INVALID_ARGUMENT (page size or token).
     """
     Disconnect: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.DisconnectRequest, _ingest_service_pb2.DisconnectResponse]  # type: ignore[assignment]
-    """Disconnect closes the master's session in this process; the master may log in again.
+    """Disconnect closes the master's session; the master may log in again.
     Errors: INVALID_ARGUMENT (no master), NOT_FOUND (no session here).
     """
 
@@ -110,6 +112,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 
@@ -161,7 +164,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.RequestSnapshotResponse, _abc.Awaitable[_ingest_service_pb2.RequestSnapshotResponse]]:
         """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
-        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected to this process).
+        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
 
     @_abc_1.abstractmethod
@@ -170,7 +173,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListSessionsResponse, _abc.Awaitable[_ingest_service_pb2.ListSessionsResponse]]:
-        """ListSessions returns the sessions that are open in this process.
+        """ListSessions returns the sessions that are open, each master's latest.
         Errors: INVALID_ARGUMENT (page size or token).
         """
 
@@ -180,7 +183,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.DisconnectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.DisconnectResponse, _abc.Awaitable[_ingest_service_pb2.DisconnectResponse]]:
-        """Disconnect closes the master's session in this process; the master may log in again.
+        """Disconnect closes the master's session; the master may log in again.
         Errors: INVALID_ARGUMENT (no master), NOT_FOUND (no session here).
         """
 

@@ -150,7 +150,7 @@ class Drain(betterproto2.Message):
         1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
     )
     """
-    When to reconnect; already spread by chance over the clients.
+    When to reconnect, over a new connection; already spread by chance over the clients.
     """
 
     positions: "list[__common__v1__.MasterPosition]" = betterproto2.field(
@@ -500,7 +500,7 @@ class StreamInfo(betterproto2.Message):
 
     stream_id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
     """
-    Numbered in this process.
+    Numbered by the process that has it; workers that share an address use different numbers.
     """
 
     user_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -633,7 +633,7 @@ class FanoutServiceStub:
     def acknowledge(self, message: "AcknowledgeRequest") -> "AcknowledgeResponse":
         """
         Acknowledge says how far the subscriber has processed each master's stream. Positions only move forward: an older one
-        changes nothing. Safe to repeat.
+        changes nothing. Safe to repeat, and over any connection to any process.
         Errors: INVALID_ARGUMENT, PERMISSION_DENIED (not subscribed).
         """
 
@@ -645,7 +645,8 @@ class FanoutServiceStub:
 
     def list_streams(self, message: "ListStreamsRequest") -> "ListStreamsResponse":
         """
-        ListStreams returns the open streams of this process. Needs the operator's or a service's token.
+        ListStreams returns the open streams of this process, or of all workers that share its address. Needs the operator's or a
+        service's token.
         Errors: INVALID_ARGUMENT (page size or token), PERMISSION_DENIED.
         """
 
@@ -701,7 +702,7 @@ class FanoutServiceAsyncStub(betterproto2_grpclib.ServiceStub):
     ) -> "AcknowledgeResponse":
         """
         Acknowledge says how far the subscriber has processed each master's stream. Positions only move forward: an older one
-        changes nothing. Safe to repeat.
+        changes nothing. Safe to repeat, and over any connection to any process.
         Errors: INVALID_ARGUMENT, PERMISSION_DENIED (not subscribed).
         """
 
@@ -723,7 +724,8 @@ class FanoutServiceAsyncStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ListStreamsResponse":
         """
-        ListStreams returns the open streams of this process. Needs the operator's or a service's token.
+        ListStreams returns the open streams of this process, or of all workers that share its address. Needs the operator's or a
+        service's token.
         Errors: INVALID_ARGUMENT (page size or token), PERMISSION_DENIED.
         """
 

@@ -836,7 +836,7 @@ class MasterHead(betterproto2.Message):
 
     connected: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
     """
-    Whether a session is open in the process that answers.
+    Whether a session is open in the process that answers, or in a worker that shares its address.
     """
 
 
@@ -1295,6 +1295,7 @@ class IngestServiceStub:
     IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 
@@ -1353,7 +1354,7 @@ class IngestServiceStub:
     def request_snapshot(self, message: "RequestSnapshotRequest") -> "RequestSnapshotResponse":
         """
         RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
-        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected to this process).
+        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
 
         return self._channel.unary_unary(
@@ -1364,7 +1365,7 @@ class IngestServiceStub:
 
     def list_sessions(self, message: "ListSessionsRequest") -> "ListSessionsResponse":
         """
-        ListSessions returns the sessions that are open in this process.
+        ListSessions returns the sessions that are open, each master's latest.
         Errors: INVALID_ARGUMENT (page size or token).
         """
 
@@ -1376,7 +1377,7 @@ class IngestServiceStub:
 
     def disconnect(self, message: "DisconnectRequest") -> "DisconnectResponse":
         """
-        Disconnect closes the master's session in this process; the master may log in again.
+        Disconnect closes the master's session; the master may log in again.
         Errors: INVALID_ARGUMENT (no master), NOT_FOUND (no session here).
         """
 
@@ -1392,6 +1393,7 @@ class IngestServiceAsyncStub(betterproto2_grpclib.ServiceStub):
     IngestService is the front door over gRPC, and what operators ask of it.
 
     Publish authenticates by its own frames; all other calls need the operator's or a service's token.
+    What they tell of sessions, and do with them, concerns the process that answers and the workers that share its address.
     Any call may fail with UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED or UNAVAILABLE.
     """
 
@@ -1496,7 +1498,7 @@ class IngestServiceAsyncStub(betterproto2_grpclib.ServiceStub):
     ) -> "RequestSnapshotResponse":
         """
         RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
-        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected to this process).
+        Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
 
         return await self._unary_unary(
@@ -1517,7 +1519,7 @@ class IngestServiceAsyncStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ListSessionsResponse":
         """
-        ListSessions returns the sessions that are open in this process.
+        ListSessions returns the sessions that are open, each master's latest.
         Errors: INVALID_ARGUMENT (page size or token).
         """
 
@@ -1539,7 +1541,7 @@ class IngestServiceAsyncStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "DisconnectResponse":
         """
-        Disconnect closes the master's session in this process; the master may log in again.
+        Disconnect closes the master's session; the master may log in again.
         Errors: INVALID_ARGUMENT (no master), NOT_FOUND (no session here).
         """
 
