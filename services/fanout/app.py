@@ -286,6 +286,7 @@ def _hub_limits(settings: FanoutSettings) -> HubLimits:
         progress_interval_seconds=settings.progress_interval_seconds,
         # The second half of the grace is for those that end slowly.
         drain_jitter_seconds=min(settings.drain_jitter_seconds, settings.drain_grace_seconds / 2),
+        messages=_stream_limits(settings),
         first_stream_id=settings.first_stream_id,
     )
 

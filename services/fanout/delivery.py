@@ -16,7 +16,6 @@ from services.fanout.domain import errors
 from services.fanout.domain.codec import Message
 from services.fanout.domain.cursor import Cursor
 from services.fanout.domain.lag import Lag, LagLimits, Verdict, judge
-from services.fanout.domain.ring import Slice
 from services.fanout.domain.stream import ProgressCache, Stream, Turn
 from services.fanout.edge import StreamWriter
 
@@ -47,15 +46,15 @@ class Delivery:
         "_is_warned",
         "_limits",
         "_needs",
-        "_writer",
         "stream",
+        "writer",
     )
 
     def __init__(
         self, stream: Stream, writer: StreamWriter, needs: Needs, clock: Clock, limits: LagLimits
     ) -> None:
         self.stream = stream
-        self._writer = writer
+        self.writer = writer
         self._needs = needs
         self._clock = clock
         self._limits = limits
@@ -65,7 +64,7 @@ class Delivery:
 
     def pump(self) -> None:
         """Hands over what is next, if the reader takes more."""
-        stream, writer = self.stream, self._writer
+        stream, writer = self.stream, self.writer
         while stream.has_next and writer.is_writable:
             messages = stream.next_messages(self._clock.now_us())
             if messages:
@@ -73,17 +72,6 @@ class Delivery:
         self._pass_on()
         if stream.ended is not None and writer.is_writable and not stream.has_next:
             self._finish(stream.ended)
-
-    def follow(self, cursor: Cursor, offset: int, piece: Slice, now_us: int) -> bool:
-        """Writes the piece of the cursor's log at `offset` if it is all that the stream is told next.
-
-        False when it is not, or the reader does not take it now: then nothing has changed, and `pump` finds out.
-        """
-        stream = self.stream
-        if not stream.is_level(cursor, offset) or not self._writer.write_now(piece.message):
-            return False
-        stream.follow(cursor, piece, now_us)
-        return True
 
     def on_writable(self) -> None:
         """The reader took everything."""
@@ -127,7 +115,7 @@ class Delivery:
         self.pump()
 
     def _check_lag(self, now_us: int) -> None:
-        lag = self.stream.lag(now_us, is_writing=not self._writer.is_writable)
+        lag = self.stream.lag(now_us, is_writing=not self.writer.is_writable)
         metrics.LAG_SIGNALS.observe(lag.signals)
         metrics.LAG_SECONDS.observe(lag.seconds)
         verdict, limit = judge(lag, self._limits)
@@ -158,7 +146,7 @@ class Delivery:
         if not self._is_finished:
             self._is_finished = True
             metrics.STREAMS_ENDED.labels(error.reason).inc()
-        self._writer.finish(error, at_once=at_once)
+        self.writer.finish(error, at_once=at_once)
 
     def _pass_on(self) -> None:
         for cursor in self.stream.wants():

@@ -14,8 +14,9 @@ from services.fanout import metrics
 from services.fanout.delivery import Delivery
 from services.fanout.domain import errors
 from services.fanout.domain.cursor import Cursor
+from services.fanout.domain.level import Follower, level_at, move_behind, pieces
 from services.fanout.domain.ring import MasterLog, Ring
-from services.fanout.domain.stream import ProgressCache
+from services.fanout.domain.stream import ProgressCache, StreamLimits
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,19 @@ class HubLimits:
     stream_age_seconds_max: float | None
     progress_interval_seconds: float
     drain_jitter_seconds: float
+    messages: StreamLimits
     first_stream_id: int = 1
+
+
+class _Follower(Follower):
+    """With whom to talk to."""
+
+    __slots__ = ("delivery", "writer")
+
+    def __init__(self, delivery: Delivery, cursor: Cursor) -> None:
+        super().__init__(delivery.stream, cursor)
+        self.delivery = delivery
+        self.writer = delivery.writer
 
 
 class Hub:
@@ -49,7 +62,7 @@ class Hub:
         self._limits = limits
         self._deliveries: dict[int, Delivery] = {}
         self._by_user: dict[str, dict[int, Delivery]] = {}
-        self._followers: dict[int, dict[Cursor, Delivery]] = {}
+        self._followers: dict[int, dict[Cursor, _Follower]] = {}
         self._told: dict[int, int] = {}
         """Where each followed log ended when its followers were told last."""
         self._next_id = limits.first_stream_id
@@ -95,7 +108,7 @@ class Hub:
         self._deliveries[stream.stream_id] = delivery
         self._by_user.setdefault(stream.reader.user_id, {})[stream.stream_id] = delivery
         for cursor in stream.cursors.values():
-            self._followers.setdefault(cursor.master_id, {})[cursor] = delivery
+            self._followers.setdefault(cursor.master_id, {})[cursor] = _Follower(delivery, cursor)
         metrics.STREAMS.set(len(self._deliveries))
 
     def remove(self, delivery: Delivery) -> None:
@@ -134,40 +147,41 @@ class Hub:
         reached = 0
         grown = [log for log in logs if log.master_id in self._followers]
         for log in grown:
-            followers = self._followers[log.master_id]
+            followers: Sequence[_Follower] = tuple(self._followers[log.master_id].values())
             start, self._told[log.master_id] = self._told.get(log.master_id, log.end), log.end
-            rest: Iterable[tuple[Cursor, Delivery]] = followers.items()
             if len(grown) == 1:
-                rest = self._tell_level(log, start, tuple(followers.items()))
-                reached = len(followers) - len(rest)
-            for cursor, delivery in rest:
-                if delivery.stream.wake(cursor):
-                    woken[delivery] = None
+                # With several logs at once each stream is better told of all in one message.
+                told = self._tell_level(log, start, followers)
+                reached = len(told)
+                followers = [one for one in followers if one not in told] if reached < len(followers) else ()
+            for one in followers:
+                if one.stream.wake(one.cursor):
+                    woken[one.delivery] = None
         for delivery in woken:
             delivery.pump()
         return reached + len(woken)
 
-    def _tell_level(self, log: MasterLog, start: int, followers: Sequence[_Follower]) -> int:
-        """Tells what is new to all streams that stood at the end of the log, as most do; returns how many have all."""
+    def _tell_level(self, log: MasterLog, start: int, followers: Sequence[_Follower]) -> frozenset[_Follower]:
+        """Tells what is new to all streams that stood at the end of the log, as most do; returns who has it all."""
         level = level_at(start, followers)
         now_us, end = self._clock.now_us(), start
         for piece in pieces(log, start, self._limits.messages) if level else ():
-            writers = [one.delivery.writer for one in level]
-            refused = writers[0].write_to_each(writers, piece.message)
+            writers = [one.writer for one in level]
+            refused = frozenset(writers[0].write_to_each(writers, piece.message))
             if refused:
-                gone = frozenset(refused)
-                level = [one for index, one in enumerate(level) if index not in gone]
+                level = [one for index, one in enumerate(level) if index not in refused]
             metrics.written(piece.message, len(level), now_us)
             move_behind(piece, level, now_us)
             end = piece.end
             if not level:
                 break
-        return len(level) if end == log.end else 0
+        return frozenset(level if end == log.end else ())
 
     def end_following(self, is_one: Callable[[int], bool], error: ServiceError) -> None:
         """Ends every stream that follows such a master, for the same reason."""
         for delivery in self:
-            delivery.end(error)
+            if any(is_one(cursor.master_id) for cursor in delivery.stream.cursors.values()):
+                delivery.end(error)
 
     async def drain(self) -> None:
         """Refuses new streams from now on, and ends those that are open, one after the other in any order.

@@ -48,7 +48,8 @@ class FanoutSettings(WorkerSettings, Http2Settings):
     """The share of its time that the process spends writing before it begins to rest between rounds."""
 
     # Messages and streams.
-    message_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
+    message_bytes_max: int = Field(default=16_000, ge=1_024, le=1_048_576)
+    """So that a message fits into one HTTP/2 frame of 16,384 bytes, which all who are sent it share."""
     message_signals_max: int = Field(default=1_000, ge=1, le=100_000)
     progress_interval_seconds: float = Field(default=0.8, gt=0, le=1)
     streams_max: int = Field(default=10_000, ge=1)

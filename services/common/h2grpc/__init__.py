@@ -7,8 +7,8 @@ It serves the same handlers with the same surroundings (identity, errors, metric
 from __future__ import annotations
 
 from services.common.h2grpc.context import CallContext
-from services.common.h2grpc.out_stream import OutStream
+from services.common.h2grpc.out_stream import OutStream, send_to_each
 from services.common.h2grpc.server import Server, serving
 from services.common.h2grpc.settings import Http2Settings
 
-__all__ = ["CallContext", "Http2Settings", "OutStream", "Server", "serving"]
+__all__ = ["CallContext", "Http2Settings", "OutStream", "Server", "send_to_each", "serving"]

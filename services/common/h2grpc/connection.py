@@ -73,7 +73,6 @@ class Connection(asyncio.Protocol):
         "is_paused",
         "maker",
         "peer",
-        "sent_frames",
         "takes_calls",
         "transport",
         "waiting",
@@ -101,7 +100,6 @@ class Connection(asyncio.Protocol):
         self.is_paused = False
         self.is_ended = False
         self.takes_calls = True
-        self.sent_frames = 0
 
     # What the event loop tells.
 
@@ -128,8 +126,9 @@ class Connection(asyncio.Protocol):
             return
         now = self._loop.time()
         self._lifetime.heard(now)
+        self.h2.settle()
         try:
-            self._guard.receive_data(data, now, self.sent_frames)
+            self._guard.receive_data(data, now, self.h2.sent_frames)
             self._handle_all(self.h2.receive_data(data))
         except AbuseError as error:
             self._end_for_abuse(error)
@@ -142,6 +141,8 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The peer does not read as fast as is written."""
         self.is_paused = True
+        # Who has credit does not ask.
+        self.h2.settle()
 
     def resume_writing(self) -> None:
         """The peer has read."""

@@ -3,8 +3,10 @@
 `H2Connection.send_data` costs about 20 µs a message, nearly all of it in building objects and checking states that
 cannot change between two messages of an open stream. What it does to its state is little: it subtracts the frame's
 length from `outbound_flow_control_window` of the stream and of the connection. `ReadyStream` does the same to the same
-two numbers, so there is one account and WINDOW_UPDATE, SETTINGS and RST_STREAM go on being h2's work. Everything that
-is used beyond h2's documented interface is in this module; `H2_VERSIONS` are those that its tests passed with.
+two numbers, so there is one account and WINDOW_UPDATE, SETTINGS and RST_STREAM go on being h2's work. A stream that is
+sent many small messages draws a frame's worth of both windows at a time, as credit, and sends from that; before h2
+hears anything of the peer, all credit is given back. Everything that is used beyond h2's documented interface is in
+this module; `H2_VERSIONS` are those that its tests passed with.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamState
 from hyperframe.frame import Frame, GoAwayFrame, SettingsFrame
 
+from services.common.h2grpc.messages import MESSAGE_PREFIX_BYTES, prefixed
+
 H2_VERSIONS: Final = ((4, 4), (4, 5))
 """At least the first, below the second."""
 
-MESSAGE_PREFIX_BYTES: Final = 5
 _FRAME_AND_PREFIX: Final = struct.Struct(">HBBBIBI")
 _FRAME: Final = struct.Struct(">HBBBI")
-_CACHED_MESSAGE_BYTES_MAX: Final = 4_096
 _CACHED_FRAMES_MAX: Final = 64
 _WINDOW_MAX: Final = 2**31 - 1
 # Streams that a client opens before it has read our limit are refused one by one; beyond this the connection ends.
@@ -88,6 +90,10 @@ class ServerConnection(H2Connection):
         super().__init__(_CONFIGURATION)
         self._streams_max = streams_max
         self._header_list_bytes_max = header_list_bytes_max
+        self.lent: dict[ReadyStream, None] = {}
+        """The streams that hold credit."""
+        self.sent_frames = 0
+        """DATA frames, without those that were sent from credit that is not given back yet."""
         # Never changed after they were told, so that all connections share them.
         self.local_settings = _local_settings(streams_max, 4 * header_list_bytes_max)
         self.decoder.max_header_list_size = 4 * header_list_bytes_max
@@ -101,6 +107,16 @@ class ServerConnection(H2Connection):
         for table in (self.encoder.header_table, self.decoder.header_table):
             table.dynamic_entries = _Entries()  # type: ignore[assignment]  # it has what is used
         self._frame_dispatch_table = _Dispatch(self)  # type: ignore[assignment]  # it is only subscripted
+
+    def settle(self) -> None:
+        """Takes back all credit: the windows are what the peer was not sent."""
+        for stream in tuple(self.lent):
+            stream.give_back()
+
+    def receive_data(self, data: bytes) -> list[Event]:  # type: ignore[override]  # nobody has other buffers
+        """Takes what the peer sent; returns what it means."""
+        self.settle()
+        return super().receive_data(data)
 
     def preface(self) -> bytes:
         """What the server says first: limits a little below those that h2 enforces."""
@@ -155,71 +171,117 @@ def _local_settings(streams_max: int, header_list_bytes_max: int) -> Settings:
 _KNOWN_SETTINGS: Final = frozenset(int(code) for code in SettingCodes)
 
 
-class FrameMaker:
-    """Makes DATA frames of one whole message each, once for all streams of the same number.
+class Frames(dict[int, bytes]):
+    """One message as a DATA frame of its own, by stream number; each is made when it is first asked for.
 
-    A message goes to many connections at once, and most of them have one stream, number 1.
+    A message goes to many connections at once, and most of them have one stream, number 1: they share one frame.
     """
+
+    __slots__ = ("_message", "_payload", "flow_bytes")
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+        self._payload: memoryview | None = None
+        self.flow_bytes = len(message) + MESSAGE_PREFIX_BYTES
+        """What the frame takes of the windows."""
+
+    @property
+    def payload(self) -> memoryview:
+        """The message with its prefix, for streams that cannot take all of it in one frame; they share it too."""
+        if self._payload is None:
+            self._payload = memoryview(prefixed(self._message))
+        return self._payload
+
+    def __missing__(self, stream_id: int) -> bytes:
+        size, message = self.flow_bytes, self._message
+        frame = _FRAME_AND_PREFIX.pack(size >> 8, size & 0xFF, 0, 0, stream_id, 0, len(message)) + message
+        if len(self) < _CACHED_FRAMES_MAX:
+            self[stream_id] = frame
+        return frame
+
+
+class FrameMaker:
+    """Keeps the frames of the last message, for the next stream that is sent the same."""
 
     __slots__ = ("_frames", "_message")
 
     def __init__(self) -> None:
         self._message = b""
-        self._frames: dict[int, bytes] = {}
+        self._frames = Frames(b"")
 
-    def frame(self, stream_id: int, message: bytes) -> bytes:
-        """The frame; `message` with its prefix must fit in one."""
-        if message is self._message:
-            known = self._frames.get(stream_id)
-            if known is not None:
-                return known
-        length = len(message)
-        size = length + MESSAGE_PREFIX_BYTES
-        frame = _FRAME_AND_PREFIX.pack(size >> 8, size & 0xFF, 0, 0, stream_id, 0, length) + message
-        if length <= _CACHED_MESSAGE_BYTES_MAX:
-            if message is not self._message:
-                self._message = message
-                self._frames.clear()
-            if len(self._frames) < _CACHED_FRAMES_MAX:
-                self._frames[stream_id] = frame
-        return frame
+    def frames(self, message: bytes) -> Frames:
+        """The frames of a message; `message` with its prefix must fit in one."""
+        if message is not self._message:
+            self._message, self._frames = message, Frames(message)
+        return self._frames
 
 
 class ReadyStream:
     """Makes the DATA frames of one stream and accounts for them in h2's windows. The caller writes them, in order."""
 
-    __slots__ = ("_connection", "_maker", "_stream")
+    __slots__ = ("_connection", "_stream", "credit", "credit_frames", "stream_id")
 
-    def __init__(self, connection: ServerConnection, stream: H2Stream, maker: FrameMaker) -> None:
+    def __init__(self, connection: ServerConnection, stream: H2Stream) -> None:
         self._connection = connection
         self._stream = stream
-        self._maker = maker
+        self.stream_id: int = stream.stream_id
+        self.credit = 0
+        """Bytes that both windows count as sent already: so much may be sent in whole frames without asking."""
+        self.credit_frames = 0
+        """Frames that were sent from credit since it was drawn."""
 
     @property
     def allowance_bytes(self) -> int:
         """How much the peer takes now; negative after it has lowered its window."""
+        self._connection.settle()
         return min(self._stream.outbound_flow_control_window, self._connection.outbound_flow_control_window)
 
-    def whole(self, message: bytes) -> bytes | None:
-        """The frame that carries the whole message with its prefix; None if the peer does not take all of it now.
+    def draw_credit(self, size: int) -> bool:
+        """Draws what one frame may carry from both windows; False if the peer takes less than `size` bytes now."""
+        self.give_back()
+        connection, stream = self._connection, self._stream
+        found = min(
+            stream.outbound_flow_control_window,
+            connection.outbound_flow_control_window,
+            connection.max_outbound_frame_size,
+        )
+        if found < size:
+            # Other streams of the connection may have more credit than they use.
+            found = min(self.allowance_bytes, connection.max_outbound_frame_size)
+        if found < size or not _is_sendable(stream):
+            return False
+        stream.outbound_flow_control_window -= found
+        connection.outbound_flow_control_window -= found
+        self.credit = found
+        connection.lent[self] = None
+        return True
+
+    def give_back(self) -> None:
+        """Gives the rest of the credit back."""
+        connection = self._connection
+        if self in connection.lent:
+            del connection.lent[self]
+            self._stream.outbound_flow_control_window += self.credit
+            connection.outbound_flow_control_window += self.credit
+            connection.sent_frames += self.credit_frames
+            self.credit = self.credit_frames = 0
+
+    def whole(self, frames: Frames) -> bytes | None:
+        """The frame that carries the whole message; None if the peer does not take all of it now.
 
         Raises:
             StreamClosedError: the stream is not open for sending.
         """
         stream, connection = self._stream, self._connection
-        size = len(message) + MESSAGE_PREFIX_BYTES
-        if (
-            size > stream.outbound_flow_control_window
-            or size > connection.outbound_flow_control_window
-            or size > connection.max_outbound_frame_size
-        ):
+        size = frames.flow_bytes
+        if size > self.allowance_bytes or size > connection.max_outbound_frame_size:
             return None
-        state = stream.state_machine.state
-        if state is not StreamState.HALF_CLOSED_REMOTE and state is not StreamState.OPEN:
-            raise StreamClosedError(stream.stream_id)
+        if not _is_sendable(stream):
+            raise StreamClosedError(self.stream_id)
         stream.outbound_flow_control_window -= size
         connection.outbound_flow_control_window -= size
-        return self._maker.frame(stream.stream_id, message)
+        connection.sent_frames += 1
+        return frames[self.stream_id]
 
     def part(self, payload: memoryview) -> tuple[bytes, int]:
         """A frame with as much of the payload as the peer takes now, and how much that is; 0 if nothing.
@@ -234,6 +296,7 @@ class ReadyStream:
             raise StreamClosedError(self._stream.stream_id)
         self._stream.outbound_flow_control_window -= size
         self._connection.outbound_flow_control_window -= size
+        self._connection.sent_frames += 1
         header = _FRAME.pack(size >> 8, size & 0xFF, 0, 0, self._stream.stream_id)
         return header + payload[:size], size
 

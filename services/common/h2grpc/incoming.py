@@ -13,7 +13,6 @@ from services.common.h2grpc import metrics
 from services.common.h2grpc.call import Call, CallOwner
 from services.common.h2grpc.context import CallContext
 from services.common.h2grpc.guard import Allowance, Bucket
-from services.common.h2grpc.h2_bypass import ReadyStream
 from services.common.h2grpc.handlers import Method
 from services.common.h2grpc.messages import MessageDecoder, StatusError, status_headers
 from services.common.h2grpc.out_stream import Carrier, OutStream
@@ -67,7 +66,7 @@ class Incoming:
         if len(self._calls) >= settings.http2_streams_per_connection_max:
             self._refuse(stream_id, "streams")
             return
-        out = OutStream(self._owner, stream_id, ReadyStream(self._owner.h2, stream, self._owner.maker))
+        out = OutStream(self._owner, stream)
         try:
             request = request_of(
                 event.headers,

@@ -11,11 +11,11 @@ from typing import Final
 import grpc
 
 from services.common.errors import ServiceError
-from services.common.h2grpc.h2_bypass import MESSAGE_PREFIX_BYTES
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 CONTENT_TYPE: Final = b"application/grpc"
+MESSAGE_PREFIX_BYTES: Final = 5
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_SECONDS: Final = {b"H": 3_600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 # Call-definition headers: they belong to the protocol, not to the application.

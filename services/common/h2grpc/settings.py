@@ -13,11 +13,11 @@ class Http2Settings(ServiceSettings):
     http2_connections_max: int = Field(default=20_000, ge=1)
     """Connections beyond are told to go away at once."""
     http2_streams_per_connection_max: int = Field(default=1_000, ge=1, le=1_000_000)
-    http2_output_bytes_high: int = Field(default=65_536, ge=4_096)
+    http2_output_bytes_high: int = Field(default=32_768, ge=4_096)
     """From here on streams of a connection wait until its peer has read."""
-    http2_output_bytes_max: int = Field(default=131_072, ge=8_192)
+    http2_output_bytes_max: int = Field(default=98_304, ge=8_192)
     """A connection that owes its peer more than this is cut off: answers to a peer that never reads count too."""
-    http2_send_buffer_bytes: int = Field(default=65_536, ge=4_096)
+    http2_send_buffer_bytes: int = Field(default=32_768, ge=4_096)
     """The kernel's send buffer of a connection (Linux doubles it); its own choice is megabytes for slow readers."""
     http2_request_bytes_max: int = Field(default=8 * 1024 * 1024, ge=65_536)
     """Incomplete requests that one connection may make us keep."""

@@ -51,18 +51,17 @@ class Cursor:
     """Reads one master's log for one stream. Everything up to `position` was told."""
 
     __slots__ = (
-        "_ahead",
-        "_offset",
         "_segment",
         "_stops_held",
         "_sync_reason_at_target",
-        "_withheld_from",
         "_withheld_to",
         "acknowledged",
         "full_sync",
         "full_sync_told",
+        "is_ahead",
         "log",
         "master_id",
+        "offset",
         "pause",
         "place",
         "position",
@@ -73,6 +72,7 @@ class Cursor:
         "sync_target",
         "version",
         "was_live",
+        "withheld_from",
     )
 
     def __init__(
@@ -97,9 +97,12 @@ class Cursor:
         self.sync_target: Position | None = None
         self.was_live = False
         self._segment: Segment = log
-        self._offset = 0
-        self._ahead = False
-        self._withheld_from: Position | None = None
+        self.offset = 0
+        """Where it reads next, in the log or in a page."""
+        self.is_ahead = False
+        """Whether it came with more than this process had read."""
+        self.withheld_from: Position | None = None
+        """The first position of those that were withheld and of which nothing was told yet."""
         self._withheld_to = Position(0, 0)
         self._stops_held: dict[int, int] = {}
         self._sync_reason_at_target = "the full sync is complete"
@@ -107,7 +110,7 @@ class Cursor:
     @property
     def scanned(self) -> Position:
         """Everything up to here was told or is about to be told as withheld."""
-        return self.position if self._withheld_from is None else self._withheld_to
+        return self.position if self.withheld_from is None else self._withheld_to
 
     @property
     def lag_signals(self) -> int:
@@ -121,7 +124,7 @@ class Cursor:
         """Whether `take` may have something to give, or must be called to find out where to read on."""
         if self.place is Place.SNAPSHOT or self.place is Place.BEHIND:
             return False
-        return self.place is Place.PAGE or self._offset < self._segment.end
+        return self.place is Place.PAGE or self.offset < self._segment.end
 
     def start(self, position: Position) -> None:
         """Begins behind `position`, which the reader holds."""
@@ -172,7 +175,7 @@ class Cursor:
         if self.place is not Place.BEHIND or not page.covers(self.position):
             return
         self._segment = page
-        self._offset = page.offset_after(self.position)
+        self.offset = page.offset_after(self.position)
         self.place = Place.PAGE
 
     def skip_to(self, floor: Position, reason: position_pb2.GapReason.ValueType, note: str) -> Message:
@@ -200,44 +203,28 @@ class Cursor:
         """The next thing to tell, at most about `bytes_max` and `signals_max`; None when there is nothing now."""
         if not self.has_next:
             return None
-        if self._withheld_from is not None and not self._is_inside():
+        if self.withheld_from is not None and not self._is_inside():
             # Told before reading on elsewhere: what is read there may not cover it.
             return self.flush_withheld()
         if not self._is_inside() and not self._move():
             return None
-        if self._ahead and not self._skip_held():
+        if self.is_ahead and not self._skip_held():
             return None
-        if self.pause is not Pause.NONE or self._withheld_from is not None:
+        if self.pause is not Pause.NONE or self.withheld_from is not None:
             return self._take_filtered(bytes_max, signals_max)
-        piece = self._segment.slice(self._offset, bytes_max, signals_max)
+        piece = self._segment.slice(self.offset, bytes_max, signals_max)
         if piece is None:
             return self._take_other()
-        self._offset = piece.end
+        self.offset = piece.end
         self.position = piece.last
         return piece
 
-    def stands_at(self, offset: int) -> bool:
-        """Whether `take` would give the log's signals from `offset` on, just as they are."""
-        return (
-            self._offset == offset
-            and self.place is Place.LIVE
-            and self.pause is Pause.NONE
-            and self._withheld_from is None
-            and self.sync_target is None
-            and not self._ahead
-        )
-
-    def move_behind(self, piece: Slice) -> None:
-        """`piece`, which begins where the cursor stands, was told."""
-        self._offset = piece.end
-        self.position = piece.last
-
     def flush_withheld(self) -> Message | None:
         """The Gap for what was withheld since the last one, if anything was."""
-        first = self._withheld_from
+        first = self.withheld_from
         if first is None:
             return None
-        self._withheld_from = None
+        self.withheld_from = None
         self.position = self._withheld_to
         return gap_message(
             self.master_id,
@@ -249,17 +236,17 @@ class Cursor:
 
     def _find(self) -> None:
         self._segment = self.log
-        self._ahead = False
+        self.is_ahead = False
         if self.log.covers(self.position):
             self.place = Place.LIVE
             self.was_live = True
-            self._offset = self.log.offset_after(self.position)
-            self._ahead = self.position > self.log.head
+            self.offset = self.log.offset_after(self.position)
+            self.is_ahead = self.position > self.log.head
         else:
             self.place = Place.BEHIND
 
     def _is_inside(self) -> bool:
-        return self._segment.base <= self._offset < self._segment.end
+        return self._segment.base <= self.offset < self._segment.end
 
     def _move(self) -> bool:
         """Finds out where to read on: the ring let go of the place, or the page is at its end."""
@@ -268,13 +255,13 @@ class Cursor:
 
     def _skip_held(self) -> bool:
         """Passes over what the reader holds: it came with more than this process had read."""
-        self._offset = max(self._offset, self.log.offset_after(self.position))
-        self._ahead = self._offset >= self.log.end
-        return not self._ahead
+        self.offset = max(self.offset, self.log.offset_after(self.position))
+        self.is_ahead = self.offset >= self.log.end
+        return not self.is_ahead
 
     def _take_other(self) -> Piece | None:
-        record = self._segment.record(self._offset)
-        self._offset += 1
+        record = self._segment.record(self.offset)
+        self.offset += 1
         if isinstance(record, GapRecord):
             return self._tell_gap(record)
         if isinstance(record, EpochRecord):
@@ -311,8 +298,8 @@ class Cursor:
         self.position = resume_after
         self._missed("a new epoch began")
         if resume_after > begin:
-            self._offset = max(self._offset, self._segment.offset_after(resume_after))
-            self._ahead = self._segment is self.log and resume_after > self.log.head
+            self.offset = max(self.offset, self._segment.offset_after(resume_after))
+            self.is_ahead = self._segment is self.log and resume_after > self.log.head
         return gap_message(
             self.master_id, first, last, resume_after=resume_after, reason=start.reason, note=note
         )
@@ -331,14 +318,14 @@ class Cursor:
         taken: list[SignalRecord] = []
         budget = bytes_max
         for _ in range(_SCAN_RECORDS_MAX):
-            if not self._segment.base <= self._offset < self._segment.end:
+            if not self._segment.base <= self.offset < self._segment.end:
                 break
-            record = self._segment.record(self._offset)
+            record = self._segment.record(self.offset)
             if not isinstance(record, SignalRecord):
                 return self._before_other(taken)
             if self._passes(record):
                 budget -= len(record.chunk)
-                if self._withheld_from is not None:
+                if self.withheld_from is not None:
                     return self.flush_withheld()
                 if taken and (budget < 0 or len(taken) >= signals_max):
                     break
@@ -348,7 +335,7 @@ class Cursor:
                 break
             else:
                 self._withhold(record)
-            self._offset += 1
+            self.offset += 1
         return self._taken(taken)
 
     def _before_other(self, taken: list[SignalRecord]) -> Piece | None:
@@ -359,7 +346,7 @@ class Cursor:
     def _taken(self, taken: list[SignalRecord]) -> Slice | None:
         if not taken:
             return None
-        piece = Slice(taken, self._offset)
+        piece = Slice(taken, self.offset)
         self.position = piece.last
         return piece
 
@@ -377,8 +364,8 @@ class Cursor:
             self._stops_held.pop(record.stop_change.position_id, None)
 
     def _withhold(self, record: Record) -> None:
-        if self._withheld_from is None:
-            self._withheld_from = record.position
+        if self.withheld_from is None:
+            self.withheld_from = record.position
         self._withheld_to = record.position
         if isinstance(record, SignalRecord) and record.stop_change is not None:
             change = record.stop_change

@@ -25,9 +25,7 @@ from services.fanout.domain.cursor import Cursor, Place, Sync
 from services.fanout.domain.filter import Pause
 from services.fanout.domain.lag import Lag
 from services.fanout.domain.position import Position
-from services.fanout.domain.ring import MasterLog, Segment, Slice
-
-_PIECES_MAX: Final = 64
+from services.fanout.domain.ring import Segment, Slice
 
 _STATES: Final = {
     Sync.SYNCED: pb.SUBSCRIPTION_STATE_SYNCED,
@@ -91,21 +89,21 @@ class Stream:
     """What one reader is told, in order."""
 
     __slots__ = (
-        "_behind",
-        "_complete_at_us",
-        "_control",
         "_limits",
         "_progress_due_us",
-        "_ready",
         "_turned",
         "_unacknowledged_since_us",
-        "_was_complete",
+        "behind",
+        "complete_at_us",
+        "control",
         "cursors",
         "ended",
         "expires_at_us",
         "opened_at_us",
         "reader",
+        "ready",
         "stream_id",
+        "was_complete",
     )
 
     def __init__(
@@ -118,13 +116,17 @@ class Stream:
         self.ended: ServiceError | None = None
         self.expires_at_us = reader.expires_at_us
         self._limits = limits
-        self._control: list[Message] = []
-        self._ready: dict[Cursor, None] = {}
-        self._behind: dict[Cursor, None] = {}
+        self.control: list[Message] = []
+        """What is told before any signal."""
+        self.ready: dict[Cursor, None] = {}
+        """Cursors that have something to give."""
+        self.behind: dict[Cursor, None] = {}
+        """Cursors that wait for a page from behind the ring."""
         self._turned: list[Turn] = []
         self._progress_due_us = now_us
-        self._complete_at_us = now_us
-        self._was_complete = False
+        self.complete_at_us = now_us
+        """When the reader last had everything, or came."""
+        self.was_complete = False
         self._unacknowledged_since_us = 0
         for cursor in cursors:
             # Before anything else: a position without a pause says that there is none.
@@ -132,14 +134,14 @@ class Stream:
                 self._tell_pause(cursor, "the subscription is paused", now_us)
         if self.positions:
             # Before any signal: one who begins now learns where that is.
-            self._control.append(progress_message(self.positions, now_us))
+            self.control.append(progress_message(self.positions, now_us))
         for cursor in cursors:
             self._see(cursor, now_us)
 
     @property
     def has_next(self) -> bool:
         """Whether `next_messages` has something to give."""
-        return bool(self._control or (self._ready and self.ended is None))
+        return bool(self.control or (self.ready and self.ended is None))
 
     @property
     def positions(self) -> tuple[tuple[int, Position], ...]:
@@ -153,36 +155,8 @@ class Stream:
     def wake(self, cursor: Cursor) -> bool:
         """The cursor's log grew; returns whether the stream has something to give."""
         if cursor.has_next:
-            self._ready[cursor] = None
+            self.ready[cursor] = None
         return self.has_next
-
-    def pieces(self, log: MasterLog, offset: int) -> list[tuple[int, Slice]]:
-        """What streams that stand at `offset` of the log are told next, each with where it begins; up to a gap."""
-        found: list[tuple[int, Slice]] = []
-        limits = self._limits
-        while log.base <= offset < log.end and len(found) < _PIECES_MAX:
-            piece = log.slice(offset, limits.message_bytes_max, limits.message_signals_max)
-            if piece is None:
-                break
-            found.append((offset, piece))
-            offset = piece.end
-        return found
-
-    def is_level(self, cursor: Cursor, offset: int) -> bool:
-        """Whether `next_messages` would give just the message of the piece of the cursor's log at `offset`."""
-        return (
-            cursor.stands_at(offset)
-            and not self._ready
-            and not self._control
-            and not self._behind
-            and self.ended is None
-        )
-
-    def follow(self, cursor: Cursor, piece: Slice, now_us: int) -> None:
-        """The piece was written while `is_level`: as `next_messages`, at a fraction of its cost."""
-        cursor.move_behind(piece)
-        self._complete_at_us = now_us
-        self._was_complete = True
 
     def next_messages(self, now_us: int) -> list[Message]:
         """What to write next, about `message_bytes_max` at most beside short events; empty when there is nothing.
@@ -190,21 +164,21 @@ class Stream:
         Consecutive signals, also of several masters, come in one message.
         """
         out: list[Message] = []
-        if self._control:
-            out.extend(self._control)
-            self._control.clear()
-        if self._ready and self.ended is None:
+        if self.control:
+            out.extend(self.control)
+            self.control.clear()
+        if self.ready and self.ended is None:
             self._take(out, now_us)
-        if not self._ready and not self._behind:
-            self._complete_at_us = now_us
-            self._was_complete = True
+        if not self.ready and not self.behind:
+            self.complete_at_us = now_us
+            self.was_complete = True
         return out
 
     def _take(self, out: list[Message], now_us: int) -> None:
         budget, signals = self._limits.message_bytes_max, self._limits.message_signals_max
         joined: list[Slice] = []
-        while self._ready and budget > 0 and signals > 0:
-            cursor = next(iter(self._ready))
+        while self.ready and budget > 0 and signals > 0:
+            cursor = next(iter(self.ready))
             piece = cursor.take(self._limits.message_bytes_max, self._limits.message_signals_max)
             if isinstance(piece, Slice):
                 joined.append(piece)
@@ -215,12 +189,12 @@ class Stream:
                 out.append(piece)
                 budget -= len(piece.data)
             # Behind the others, so that a master that never rests keeps nobody waiting.
-            del self._ready[cursor]
+            del self.ready[cursor]
             self._see(cursor, now_us)
         _flush(joined, out)
         # States follow the message that brought them about.
-        out.extend(self._control)
-        self._control.clear()
+        out.extend(self.control)
+        self.control.clear()
 
     def tick(self, now_us: int, cache: ProgressCache) -> None:
         """Sees whether Progress is due or the license has expired."""
@@ -236,9 +210,9 @@ class Stream:
         for cursor in self.cursors.values():
             withheld = cursor.flush_withheld()
             if withheld is not None:
-                self._control.append(withheld)
+                self.control.append(withheld)
         self._progress_due_us = now_us + int(self._limits.progress_interval_seconds * 1e6)
-        self._control.append(cache.message(self.positions))
+        self.control.append(cache.message(self.positions))
 
     def end(self, error: ServiceError) -> None:
         """Nothing more is told after what is on its way; the first reason counts."""
@@ -252,8 +226,8 @@ class Stream:
         for cursor in self.cursors.values():
             withheld = cursor.flush_withheld()
             if withheld is not None:
-                self._control.append(withheld)
-        self._control.append(drain_message(reconnect_after_us, self.positions))
+                self.control.append(withheld)
+        self.control.append(drain_message(reconnect_after_us, self.positions))
         self.end(errors.draining())
 
     def pause(self, master_id: int, pause: Pause, version: int, reason: str, now_us: int) -> bool:
@@ -273,32 +247,32 @@ class Stream:
         cursor = self.cursors.pop(master_id, None)
         if cursor is None:
             return None
-        self._ready.pop(cursor, None)
-        self._behind.pop(cursor, None)
+        self.ready.pop(cursor, None)
+        self.behind.pop(cursor, None)
         withheld = cursor.flush_withheld()
         if withheld is not None:
-            self._control.append(withheld)
+            self.control.append(withheld)
         state = pb.SUBSCRIPTION_STATE_CANCELLED
-        self._control.append(state_change_message(master_id, state, reason, now_us))
+        self.control.append(state_change_message(master_id, state, reason, now_us))
         if not self.cursors:
             self.end(errors.cancelled(master_id))
         return cursor
 
     def wants(self) -> list[Cursor]:
         """The cursors that read behind the ring and wait for a page."""
-        return list(self._behind)
+        return list(self.behind)
 
     def feed(self, cursor: Cursor, page: Segment, now_us: int) -> None:
         """Gives a cursor the page that it waits for."""
-        if cursor in self._behind:
+        if cursor in self.behind:
             cursor.feed(page)
             self._see(cursor, now_us)
 
     def skip_to(self, cursor: Cursor, floor: Position, now_us: int) -> None:
         """Tells a cursor that waits for a page that what it wants is gone up to `floor`."""
-        if cursor in self._behind:
+        if cursor in self.behind:
             reason = position_pb2.GAP_REASON_TRIMMED
-            self._control.append(cursor.skip_to(floor, reason, "older than the log and the archive"))
+            self.control.append(cursor.skip_to(floor, reason, "older than the log and the archive"))
             self._see(cursor, now_us)
 
     def begin_with(self, cursor: Cursor, snapshot: snapshot_pb2.Snapshot, now_us: int) -> None:
@@ -307,11 +281,11 @@ class Stream:
             return
         withheld = cursor.flush_withheld()
         if withheld is not None:
-            self._control.append(withheld)
-        self._control.append(cursor.start_with(snapshot))
+            self.control.append(withheld)
+        self.control.append(cursor.start_with(snapshot))
         # From here on the reader is catching up, by right.
-        self._was_complete = False
-        self._complete_at_us = now_us
+        self.was_complete = False
+        self.complete_at_us = now_us
         self._see(cursor, now_us)
 
     def resync(self, cursor: Cursor, reason: str, now_us: int) -> None:
@@ -345,14 +319,14 @@ class Stream:
             missing = cursor.lag_signals
             signals += missing
             lag_bytes += missing * cursor.log.chunk_bytes_mean
-        is_complete = not (is_writing or self._ready or self._behind)
+        is_complete = not (is_writing or self.ready or self.behind)
         if is_complete:
-            self._complete_at_us = now_us
+            self.complete_at_us = now_us
         return Lag(
             signals=signals,
             bytes=lag_bytes,
-            seconds=max(0, now_us - self._complete_at_us) / 1e6,
-            is_catching_up=not self._was_complete,
+            seconds=max(0, now_us - self.complete_at_us) / 1e6,
+            is_catching_up=not self.was_complete,
             unacknowledged_seconds=self._unacknowledged_seconds(now_us),
         )
 
@@ -371,13 +345,13 @@ class Stream:
         if cursor.sync_changed:
             self._tell_sync(cursor, now_us)
         if cursor.place is Place.BEHIND:
-            self._behind[cursor] = None
+            self.behind[cursor] = None
         else:
-            self._behind.pop(cursor, None)
+            self.behind.pop(cursor, None)
         if cursor.has_next:
-            self._ready[cursor] = None
+            self.ready[cursor] = None
         else:
-            self._ready.pop(cursor, None)
+            self.ready.pop(cursor, None)
 
     def _tell_sync(self, cursor: Cursor, now_us: int) -> None:
         cursor.sync_changed = False
@@ -387,11 +361,11 @@ class Stream:
             # A pause counts before sync; what sync is then is told when the pause ends.
             return
         state = _STATES[cursor.sync]
-        self._control.append(state_change_message(cursor.master_id, state, cursor.sync_reason, now_us))
+        self.control.append(state_change_message(cursor.master_id, state, cursor.sync_reason, now_us))
 
     def _tell_pause(self, cursor: Cursor, reason: str, now_us: int) -> None:
         state = _PAUSED_STATES.get(cursor.pause) or _STATES[cursor.sync] or pb.SUBSCRIPTION_STATE_SYNCED
-        self._control.append(state_change_message(cursor.master_id, state, reason, now_us))
+        self.control.append(state_change_message(cursor.master_id, state, reason, now_us))
 
 
 def state_of(cursor: Cursor) -> pb.SubscriptionState.ValueType:

@@ -41,10 +41,11 @@ class StreamWriter(Protocol):
         """Takes messages over, in order; only while `is_writable`. Never waits."""
         ...
 
-    def write_now(self, message: Message) -> bool:
-        """Writes one message if the transport takes all of it now; else False, and nothing is taken over.
+    def write_to_each(self, writers: Sequence[StreamWriter], message: Message) -> list[int]:
+        """Writes one message to each of the writers, of this one's kind, whose transport takes all of it now.
 
-        `Source.on_written` is not called for it: who writes to many accounts for all of them at once.
+        Returns where in `writers` those are that took nothing, in order. `Source.on_written` is not called: who writes
+        to many accounts for all of them at once.
         """
         ...
 

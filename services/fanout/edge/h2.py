@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import cast
 
 from services.common.errors import ServiceError
-from services.common.h2grpc import OutStream
+from services.common.h2grpc import OutStream, send_to_each
 from services.fanout.domain.codec import Message
-from services.fanout.edge import Source
+from services.fanout.edge import Source, StreamWriter
 
 
 class H2StreamWriter:
@@ -40,11 +41,13 @@ class H2StreamWriter:
         if source is not None:
             self._write_pending(source)
 
-    def write_now(self, message: Message) -> bool:
-        """Writes one message if the peer takes all of it now."""
-        if self._pending or self._source is None or self._finished is not None:
-            return False
-        return self._out.send_now(message.data)
+    def write_to_each(self, writers: Sequence[StreamWriter], message: Message) -> list[int]:
+        """Writes one message to each of the writers whose peer takes all of it now; returns where the others are."""
+        streams = [
+            None if one._pending or one._source is None or one._finished is not None else one._out
+            for one in cast(Sequence[H2StreamWriter], writers)
+        ]
+        return send_to_each(streams, message.data)
 
     def finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         """Lets `run` end with the error; `at_once` drops what the peer has not taken."""

@@ -19,6 +19,7 @@ from execution.ingest.v1 import frames_pb2, log_pb2
 from services.fanout.domain.cursor import Cursor, Place
 from services.fanout.domain.filter import Pause
 from services.fanout.domain.intake import Intake, records_of_run
+from services.fanout.domain.level import Follower, level_at, move_behind, pieces
 from services.fanout.domain.position import BEGINNING, Position
 from services.fanout.domain.resume import Reach, reach_of
 from services.fanout.domain.ring import MasterLog, Record, Ring, Segment
@@ -35,6 +36,7 @@ KINDS = (
 )
 CLOSES = {signal_pb2.SIGNAL_KIND_CLOSE, signal_pb2.SIGNAL_KIND_PARTIAL_CLOSE}
 FAR_US = 10**18
+LIMITS = StreamLimits(message_bytes_max=400, message_signals_max=5, progress_interval_seconds=1.0)
 
 
 @dataclass
@@ -315,11 +317,11 @@ class FanoutMachine(RuleBasedStateMachine):
             model.stream.wake(cursor)
 
     def tell_level(self, model: Model, cursor: Cursor, log: MasterLog, start: int) -> None:
-        for offset, piece in model.stream.pieces(log, start):
-            if not model.stream.is_level(cursor, offset):
-                return
-            model.take(piece.message.data)
-            model.stream.follow(cursor, piece, self.now_us)
+        follower = Follower(model.stream, cursor)
+        if level_at(start, [follower]):
+            for piece in pieces(log, start, LIMITS):
+                model.take(piece.message.data)
+                move_behind(piece, [follower], self.now_us)
 
     @rule()
     def audit(self) -> None:
@@ -432,7 +434,7 @@ class FanoutMachine(RuleBasedStateMachine):
                 pages[master] = page
             cursor.start(position)
         reader = Reader("user", "license", FAR_US)
-        stream = Stream(1, reader, cursors, StreamLimits(400, 5, 1.0), now_us=self.now_us)
+        stream = Stream(1, reader, cursors, LIMITS, now_us=self.now_us)
         for cursor in stream.wants():
             stream.feed(cursor, pages[cursor.master_id], self.now_us)
         model = Model(stream, self.world, positions)

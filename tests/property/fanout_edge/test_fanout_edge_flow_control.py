@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.common.h2grpc.h2_bypass import FrameMaker, ReadyStream, ServerConnection
+from services.common.h2grpc.h2_bypass import Frames, ReadyStream, ServerConnection
 from services.common.h2grpc.messages import prefixed
 
 STREAMS = (1, 3, 5)
@@ -37,12 +37,11 @@ class SameAsH2(RuleBasedStateMachine):
         for stream_id in STREAMS:
             self.client.send_headers(stream_id, REQUEST, end_stream=stream_id != 5)
         self.to_servers()
-        maker = FrameMaker()
         self.ready = {}
         for stream_id in STREAMS:
             stream = self.ours.find(stream_id)
             assert stream is not None
-            self.ready[stream_id] = ReadyStream(self.ours, stream, maker)
+            self.ready[stream_id] = ReadyStream(self.ours, stream)
             self.theirs.send_headers(stream_id, RESPONSE)
             self.ours.send_headers(stream_id, RESPONSE)
         self.to_client(b"")
@@ -67,7 +66,7 @@ class SameAsH2(RuleBasedStateMachine):
         if stream_id not in self.open or stream_id in self.rest:
             return
         size = len(message) + 5
-        frame = self.ready[stream_id].whole(message)
+        frame = self.ready[stream_id].whole(Frames(message))
         if frame is None:
             window = self.theirs.local_flow_control_window(stream_id)
             assert size > window or size > self.theirs.max_outbound_frame_size
@@ -77,6 +76,30 @@ class SameAsH2(RuleBasedStateMachine):
         (received,) = self.to_client(frame)
         assert isinstance(received, DataReceived)
         assert received.data == prefixed(message)
+
+    @rule(stream_id=st.sampled_from(STREAMS), sizes=st.lists(st.integers(0, 6_000), max_size=4))
+    def send_from_credit(self, stream_id: int, sizes: list[int]) -> None:
+        """As a broadcast does: messages go out as long as there is credit, or more can be drawn."""
+        ready = self.ready[stream_id]
+        for size in sizes:
+            if stream_id not in self.open or stream_id in self.rest:
+                return
+            message = b"c" * size
+            frames = Frames(message)
+            if ready.credit < frames.flow_bytes and not ready.draw_credit(frames.flow_bytes):
+                assert frames.flow_bytes > self.theirs.local_flow_control_window(stream_id)
+                return
+            ready.credit -= frames.flow_bytes
+            ready.credit_frames += 1
+            self.theirs.send_data(stream_id, prefixed(message))
+            (received,) = self.to_client(frames[stream_id])
+            assert received.data == prefixed(message)
+
+    @rule(stream_id=st.sampled_from(STREAMS))
+    def ask(self, stream_id: int) -> None:
+        if stream_id in self.open:
+            allowed = self.ready[stream_id].allowance_bytes
+            assert allowed == self.theirs.local_flow_control_window(stream_id)
 
     @rule(stream_id=st.sampled_from(STREAMS))
     def send_part(self, stream_id: int) -> None:
@@ -115,7 +138,7 @@ class SameAsH2(RuleBasedStateMachine):
             self.client.reset_stream(stream_id, ErrorCodes.CANCEL)
             self.to_servers()
             try:
-                frame = self.ready[stream_id].whole(b"")
+                frame = self.ready[stream_id].whole(Frames(b""))
             except StreamClosedError:
                 frame = None
             assert frame is None
@@ -132,11 +155,12 @@ class SameAsH2(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "ours"))
     @invariant()
     def windows_are_the_same(self) -> None:
-        assert self.ours.outbound_flow_control_window == self.theirs.outbound_flow_control_window
+        credit = sum(ready.credit for ready in self.ready.values())
+        assert self.ours.outbound_flow_control_window + credit == self.theirs.outbound_flow_control_window
         for stream_id in self.open:
             ours, theirs = self.ours.streams[stream_id], self.theirs.streams[stream_id]
-            assert ours.outbound_flow_control_window == theirs.outbound_flow_control_window
-            assert self.ready[stream_id].allowance_bytes == self.theirs.local_flow_control_window(stream_id)
+            credit = self.ready[stream_id].credit
+            assert ours.outbound_flow_control_window + credit == theirs.outbound_flow_control_window
 
 
 TestSameAsH2 = SameAsH2.TestCase

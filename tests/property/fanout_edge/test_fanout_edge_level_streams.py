@@ -23,10 +23,11 @@ from services.fanout.hub import Hub, HubLimits
 
 MASTERS = (1, 2)
 FAR = 10**9
+LIMITS = StreamLimits(message_bytes_max=300, message_signals_max=4, progress_interval_seconds=0.8)
 
 
 class Keeping:
-    """A writer whose reader takes messages only while it is open; `is_quick` says whether `write_now` does anything."""
+    """A writer whose reader takes messages only while it is open; one that is not quick takes none with others."""
 
     def __init__(self, is_quick: bool) -> None:
         self.is_quick = is_quick
@@ -40,11 +41,14 @@ class Keeping:
     def write(self, messages: Sequence[Message]) -> None:
         self.messages += [message.data for message in messages]
 
-    def write_now(self, message: Message) -> bool:
-        if self.is_quick and self.is_open:
-            self.messages.append(message.data)
-            return True
-        return False
+    def write_to_each(self, writers: Sequence[Keeping], message: Message) -> list[int]:
+        refused = []
+        for index, one in enumerate(writers):
+            if one.is_quick and one.is_open:
+                one.messages.append(message.data)
+            else:
+                refused.append(index)
+        return refused
 
     def finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         self.is_open = False
@@ -67,7 +71,7 @@ class World:
     def __init__(self) -> None:
         self.clock = ManualClock(1_000_000)
         self.ring = Ring(records_per_master_max=40, memory_bytes_max=FAR)
-        self.hub = Hub(self.ring, self.clock, HubLimits(FAR, FAR, None, 0.8, 0))
+        self.hub = Hub(self.ring, self.clock, HubLimits(FAR, FAR, None, 0.8, 0, LIMITS))
         self.pairs: list[tuple[Keeping, Keeping, Delivery, Delivery]] = []
 
     def join(self, masters: Sequence[int], pause: Pause) -> None:
@@ -84,7 +88,7 @@ class World:
             self.hub.next_id(),
             Reader(f"user-{is_quick}", "license", FAR * FAR),
             cursors,
-            StreamLimits(message_bytes_max=300, message_signals_max=4, progress_interval_seconds=0.8),
+            LIMITS,
             now_us=self.clock.now_us(),
         )
         writer = Keeping(is_quick)

@@ -11,7 +11,7 @@ from h2.events import ConnectionTerminated, RequestReceived
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, SettingsFrame
 
-from services.common.h2grpc.h2_bypass import H2_VERSIONS, FrameMaker, ReadyStream, ServerConnection
+from services.common.h2grpc.h2_bypass import H2_VERSIONS, FrameMaker, Frames, ReadyStream, ServerConnection
 from services.common.h2grpc.messages import prefixed
 
 REQUEST = [(":method", "POST"), (":path", "/a"), (":scheme", "http"), (":authority", "a")]
@@ -46,7 +46,7 @@ def test_streams_go_on_after_the_peers_goaway() -> None:
     server.send_headers(1, [(":status", "200")])
     stream = server.find(1)
     assert stream is not None
-    frame = ReadyStream(server, stream, FrameMaker()).whole(b"late")
+    frame = ReadyStream(server, stream).whole(Frames(b"late"))
     assert frame is not None
     events = client.receive_data(server.data_to_send() + frame)
     assert events[-1].data == prefixed(b"late")
@@ -105,12 +105,56 @@ def test_streams_a_little_beyond_the_limit_are_ours_to_refuse() -> None:
 @pytest.mark.parametrize("length", [0, 1, 300, 5_000, 16_379])
 def test_a_frame_is_made_once_for_all_streams_of_a_number(length: int) -> None:
     maker, message = FrameMaker(), b"m" * length
-    first = maker.frame(1, message)
+    first = maker.frames(message)[1]
     assert first[9:] == prefixed(message)
-    assert int.from_bytes(first[:3], "big") == length + 5
+    assert int.from_bytes(first[:3], "big") == length + 5 == maker.frames(message).flow_bytes
     assert int.from_bytes(first[5:9], "big") == 1
-    assert (maker.frame(1, message) is first) == (length <= 4_096)
-    other = maker.frame(3, message)
+    assert maker.frames(message)[1] is first
+    other = maker.frames(message)[3]
     assert int.from_bytes(other[5:9], "big") == 3
-    assert maker.frame(1, b"other")[9:] == prefixed(b"other")
-    assert maker.frame(1, message) == first
+    assert maker.frames(b"other")[1][9:] == prefixed(b"other")
+    assert maker.frames(message)[1] == first
+
+
+def test_few_frames_of_a_message_are_kept() -> None:
+    frames = Frames(b"message")
+    for stream_id in range(1, 2_001, 2):
+        assert int.from_bytes(frames[stream_id][5:9], "big") == stream_id
+    assert len(frames) == 64
+
+
+def two_streams() -> tuple[ServerConnection, ReadyStream, ReadyStream]:
+    """Two streams of a connection whose windows are those of HTTP/2's start, 65,535 bytes each."""
+    client, server = connected()
+    for stream_id in (1, 3):
+        client.send_headers(stream_id, REQUEST, end_stream=True)
+    server.receive_data(client.data_to_send())
+    streams = [server.find(1), server.find(3)]
+    return server, *(ReadyStream(server, stream) for stream in streams if stream is not None)
+
+
+def test_credit_of_one_stream_leaves_the_others_theirs() -> None:
+    server, one, other = two_streams()
+    assert one.draw_credit(100)
+    assert one.credit == 16_384
+    assert other.allowance_bytes == 65_535
+    assert one.credit == 0
+    for _ in range(3):
+        assert other.whole(Frames(b"x" * 16_379)) is not None
+    assert one.draw_credit(16_383)
+    assert other.draw_credit(16_383), "what one stream does not use is there for the next"
+    assert not other.draw_credit(16_384)
+    assert (one.credit, other.credit) == (0, 0)
+    assert server.outbound_flow_control_window == 65_535 - 3 * 16_384
+
+
+def test_credit_is_given_back_before_the_peer_is_heard() -> None:
+    server, one, other = two_streams()
+    assert one.draw_credit(100)
+    one.credit -= 100
+    one.credit_frames += 2
+    server.receive_data(b"")
+    assert (one.credit, one.credit_frames, len(server.lent)) == (0, 0, 0)
+    assert server.outbound_flow_control_window == one.allowance_bytes == 65_435
+    assert other.allowance_bytes == 65_435
+    assert server.sent_frames == 2
