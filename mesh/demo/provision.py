@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from google.protobuf.duration_pb2 import Duration
+
 from execution.ledger.v1 import (
     license_service_pb2,
     license_service_pb2_grpc,
@@ -21,6 +23,8 @@ from mesh.demo.strategies import STRATEGIES
 FEE_E8 = 4_990_000_000
 FEE_ASSET = "USD"
 PLATFORM_SHARE_BPS = 2_000
+# As long as the followers take: on a busy machine, a restart must not make signals too old to be sent.
+SIGNAL_AGE_MAX = Duration(seconds=120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class Provisioner:
         made = stub.CreateMaster(
             master_service_pb2.CreateMasterRequest(
                 request_id=self._request_id(), owner_user_id=user_id, display_name=role.name,
-                account_mode=STRATEGIES[role.strategy]().account.mode,
+                account_mode=STRATEGIES[role.strategy]().account.mode, signal_age_max=SIGNAL_AGE_MAX,
             )
         )  # fmt: skip
         _, token = self._license(user_id)

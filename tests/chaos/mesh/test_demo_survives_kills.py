@@ -22,6 +22,15 @@ NAMES = (
     "postgres",
 )
 
+unless_stores_are_given = pytest.mark.skipif(
+    bool(os.environ.get("DATABASE_URL") or os.environ.get("REDIS_URL")),
+    reason="kills stores, so only its own ones",
+)
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the services' processes in /proc"),
+]
+
 
 def children_of(pid: int) -> list[int]:
     found = []
@@ -69,12 +78,7 @@ def wait_for(folder: Path, text: str, *, seconds_max: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the services' processes in /proc")
-@pytest.mark.skipif(
-    bool(os.environ.get("DATABASE_URL") or os.environ.get("REDIS_URL")),
-    reason="kills stores, so only its own ones",
-)
+@unless_stores_are_given
 def test_books_add_up_though_everything_is_killed_once(tmp_path: Path) -> None:
     demo = run_demo(tmp_path, "--seconds", str(SECONDS), "--rate", "90")
     try:
@@ -101,4 +105,28 @@ def test_books_add_up_though_everything_is_killed_once(tmp_path: Path) -> None:
     )
     assert result["deliveries"]["expected"] == result["deliveries"]["received"] > 2_000
     assert result["users"]["paused"] == result["users"]["cheating"] != []
+    assert result["ok"]
+
+
+def test_books_add_up_though_fanout_dies_again_and_again_while_it_pauses_a_user(tmp_path: Path) -> None:
+    """What was delivered before the pause is never told as withheld by the streams after it."""
+    demo = run_demo(tmp_path, "--seconds", "14", "--rate", "90")
+    try:
+        wait_for(tmp_path, ": paused ", seconds_max=60)
+        kills = 0
+        deadline = time.monotonic() + 30
+        while kills < 3 and time.monotonic() < deadline:
+            time.sleep(0.4)
+            victim = child_named(demo.pid, "services.fanout")
+            if victim is not None:
+                os.kill(victim, signal.SIGKILL)
+                kills += 1
+        assert demo.wait(timeout=150) == 0, (tmp_path / "demo.log").read_text()
+    finally:
+        demo.kill()
+        demo.wait()
+    result = json.loads((tmp_path / "demo.json").read_text())
+    assert result["services"]["restarts"]["fanout"] >= 1
+    assert result["deliveries"]["expected"] == result["deliveries"]["received"] > 2_000
+    assert result["deliveries"]["withheld"] > 0
     assert result["ok"]
