@@ -63,7 +63,7 @@ async def running(settings: IngestSettings) -> AsyncIterator[Running]:
         alone = IngestServicer(door, signal_log)
         servicer: IngestServicer = alone
         if settings.shares_ports:
-            servicer = SharedIngestServicer(door, client, siblings.Siblings(settings))
+            servicer = SharedIngestServicer(door, signal_log, siblings.Siblings(settings))
         async with (
             _closing(door),
             admin.serving(
