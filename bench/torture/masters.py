@@ -15,6 +15,7 @@ from ecp_client.books import Book
 from ecp_client.disk import FsyncPolicy
 from ecp_client.errors import OutboxFullError
 from ecp_client.master import Master, MasterSettings, OutboxSettings, events
+from ecp_client.master.handshake import Identity
 from execution.common.v1 import signal_pb2 as pb
 from execution.common.v1.position_pb2 import Durability
 from services.common import tasks
@@ -27,9 +28,18 @@ _CLOSE_SECONDS: Final = 30.0
 class WatchedMaster:
     """One master that trades without end and writes down what it is told."""
 
-    def __init__(self, address: str, master_id: int, folder: Path, durability: Durability.ValueType) -> None:
-        who = identity(master_id)
+    def __init__(
+        self,
+        address: str,
+        master_id: int,
+        folder: Path,
+        durability: Durability.ValueType,
+        who: Identity | None = None,
+    ) -> None:
+        """`who` is what it logs in with, where that is not the identity of a benchmark."""
+        who = who or identity(master_id)
         self.master_id = master_id
+        self.openings: list[events.SessionOpened] = []
         self.promises = Promises()
         self.problems: list[str] = []
         self.epochs: set[int] = set()
@@ -72,6 +82,7 @@ class WatchedMaster:
             case events.Acknowledged(epoch, sequence, durability):
                 self._promised(epoch, sequence, durability)
             case events.SessionOpened():
+                self.openings.append(event)
                 self._promised(event.epoch, event.sequence, event.durability)
             case events.SignalRefused() | events.SignalsLost() | events.SequencesMoved():
                 self._problem(f"{event}")

@@ -6,9 +6,12 @@ import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
+
+if TYPE_CHECKING:
+    from bench.torture.schedule_plan import Schedule
 
 torture = typer.Typer(
     name="torture",
@@ -168,3 +171,69 @@ def _finish(report: _Report, json_file: Path | None) -> None:
         json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     if not report.is_sound:
         raise typer.Exit(1)
+
+
+@torture.command()
+def schedules(
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="How many, with seeds from --seed on.")] = 20,
+    seed: Annotated[int, typer.Option(help="The first seed: the same one gives the same schedule.")] = 1,
+    acts: Annotated[int, typer.Option(min=1, max=1_000, help="Acts of each schedule.")] = 14,
+    followers: Annotated[int, typer.Option(min=1, max=50, help="Followers of each schedule.")] = 3,
+    masters: Annotated[int, typer.Option(min=1, max=20, help="Masters that trade meanwhile.")] = 2,
+    rate: Annotated[float, typer.Option(min=1, max=5_000, help="Signals a second, all together.")] = 120,
+    schedule_file: Annotated[
+        Path | None,
+        typer.Option("--schedule", help="Play this schedule (JSON, as printed) instead.", dir_okay=False),
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep logs and journals of what is not sound there.", file_okay=False)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Play random schedules of drops, stalls, trims, restarts and restores of the log on real processes.
+
+    Exits with 1 when a follower's journal is not what it should be: out of order, doubled, incomplete, or with a gap
+    that names the wrong signals. What is printed then repeats the schedule.
+    """
+    from rich.console import Console
+
+    from bench.result import check_writable
+    from bench.torture.schedule_plan import Sizes, schedule
+    from bench.torture.schedules import torture
+    from mesh.process import run_until_signalled
+
+    check_writable(json_file)
+    sizes = Sizes(masters=masters, followers=followers, acts=acts)
+    if schedule_file is not None:
+        plans = iter([_read_schedule(schedule_file)])
+    else:
+        plans = (schedule(number, sizes) for number in range(seed, seed + count))
+    options = {"count": count, "seed": seed, "rate": rate, "acts": acts, "followers": followers}
+    progress = Console(stderr=True)
+    report = run_until_signalled(
+        torture(
+            plans,
+            sizes,
+            signals_per_second=rate,
+            tell=lambda line: progress.print(line, highlight=False, soft_wrap=True),
+            options=options,
+            keep=keep,
+        )
+    )
+    for line in report.summary():
+        print(line)
+    if json_file:
+        json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+def _read_schedule(path: Path) -> Schedule:
+    from bench.torture.schedule_plan import Schedule
+
+    try:
+        return Schedule.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--schedule") from error

@@ -20,6 +20,8 @@ class Cable:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._is_cut = False
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
@@ -51,9 +53,14 @@ class Cable:
         for writer in self._writers:
             _reset(writer)
 
+    def stall(self) -> None:
+        """Carries nothing from now on, and tells nobody: peers see silence, until `mend`."""
+        self._flows.clear()
+
     def mend(self) -> None:
-        """Lets new connections through again."""
+        """Lets bytes and new connections through again."""
         self._is_cut = False
+        self._flows.set()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:
@@ -75,8 +82,8 @@ class Cable:
         ends = {near_writer, far_writer}
         self._writers |= ends
         tasks = [
-            asyncio.ensure_future(_forward(near_reader, far_writer)),
-            asyncio.ensure_future(_forward(far_reader, near_writer)),
+            asyncio.ensure_future(self._forward(near_reader, far_writer)),
+            asyncio.ensure_future(self._forward(far_reader, near_writer)),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -87,6 +94,13 @@ class Cable:
             far_writer.transport.abort()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(CHUNK_BYTES):
+                await self._flows.wait()
+                writer.write(chunk)
+                await writer.drain()
+
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Drops a connection with a TCP reset, so that the peer sees no orderly end."""
@@ -94,13 +108,6 @@ def _reset(writer: asyncio.StreamWriter) -> None:
         linger_no_time = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_no_time)
     writer.transport.abort()
-
-
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while chunk := await reader.read(CHUNK_BYTES):
-            writer.write(chunk)
-            await writer.drain()
 
 
 @asynccontextmanager
