@@ -48,7 +48,7 @@ class RedisUnderSentinel:
         for port in self.sentinel_ports:
             async with Redis(host=ports.LOOPBACK, port=port) as client:
                 try:
-                    place = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
+                    place = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)  # type: ignore[no-untyped-call]  # by redis-py
                 except (RedisError, OSError):
                     continue
             return next(server for server in self.servers if server.tcp_port == int(place[1]))
@@ -78,13 +78,14 @@ class RedisUnderSentinel:
     async def _known(self, port: int) -> int:
         async with Redis(host=ports.LOOPBACK, port=port) as client:
             client.response_callbacks.clear()
-            return len(await client.execute_command("SENTINEL", "REPLICAS", NAME))
+            replicas: list[Any] = await client.execute_command("SENTINEL", "REPLICAS", NAME)  # type: ignore[no-untyped-call]  # by redis-py
+            return len(replicas)
 
     async def command(self, server: RedisServer, *words: object) -> Any:
         """What one server answers to a command."""
         async with Redis(unix_socket_path=str(server.socket), password=self.password) as client:
             client.response_callbacks.clear()
-            return await client.execute_command(*words)
+            return await client.execute_command(*words)  # type: ignore[no-untyped-call]  # by redis-py
 
 
 @asynccontextmanager

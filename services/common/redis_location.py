@@ -78,7 +78,7 @@ class Location:
         """
         try:
             return _parse(url)
-        except (ValueError, KeyError):
+        except (ValueError, LookupError):
             raise ConfigurationError(
                 "is not a redis://, rediss:// or unix:// URL, nor one of redis+sentinel:// or redis+cluster://",
                 where="REDIS_URL",
@@ -229,7 +229,8 @@ async def _ask(place: Place, options: Mapping[str, Any], *command: str) -> Any:
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py has no annotation here
             await connection.send_command(*command)
             return await connection.read_response()
-    except (redis.exceptions.RedisError, OSError, TimeoutError):
+    except (redis.exceptions.RedisError, OSError, TimeoutError, RuntimeError):
+        # RuntimeError is uvloop's word for a write to a connection that was reset since.
         return None
     finally:
         await connection.disconnect(nowait=True)

@@ -159,7 +159,7 @@ def translating() -> Iterator[None]:
     cancellations = tasks.cancellations()
     try:
         yield
-    except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+    except (redis.exceptions.RedisError, OSError, TimeoutError, RuntimeError) as error:
         classified = classify(error)
         if classified is None:
             raise
@@ -201,9 +201,14 @@ _PREFIXES: Final = {
     "BUSY": "REDIS_TIMEOUT",
 }
 
+_CLOSED: Final = "handler is closed"
+
 
 def classify(error: BaseException) -> ServiceError | None:
     """The service error that a failure of Redis stands for; None when it is a mistake of ours."""
+    if isinstance(error, RuntimeError):
+        # uvloop's word for a write to a connection that was reset since; redis-py lets it through.
+        return _unavailable("REDIS_UNREACHABLE") if _CLOSED in str(error) else None
     if isinstance(error, redis.exceptions.ConnectionError) and isinstance(error.__cause__, TimeoutError):
         # redis-py has no class for this: BlockingConnectionPool had no free connection in time.
         return _unavailable("REDIS_POOL_EXHAUSTED")

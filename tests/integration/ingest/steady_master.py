@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class SteadyMaster:
     rejects: list[pb.RejectCode.ValueType] = field(default_factory=list)
     kept: dict[int, bytes] = field(default_factory=dict)
     next: int = 1
+    send_after: float = 0.0
     is_stopping: bool = False
 
     async def run(self) -> None:
@@ -59,7 +61,9 @@ class SteadyMaster:
 
     async def _send(self, connection: RawMaster) -> None:
         while not self.is_stopping:
-            if self.next + self.batch - 1 - self.acknowledged <= self.window:
+            # What was refused is still being read then: there is a reject for each frame.
+            may_send = time.monotonic() >= self.send_after
+            if may_send and self.next + self.batch - 1 - self.acknowledged <= self.window:
                 first, self.next = self.next, self.next + self.batch
                 connection.send(
                     connection.keys.signals(first, [self._signal(first + n) for n in range(self.batch)])
@@ -81,9 +85,9 @@ class SteadyMaster:
                     self._advance(frame.ack.sequence)
                 case "reject":
                     self.rejects.append(frame.reject.code)
-                    if frame.reject.code != pb.REJECT_CODE_GAP:
-                        await asyncio.sleep(frame.reject.retry_after_ms / 1_000)
                     self.next = frame.reject.expected_sequence or self.next
+                    if frame.reject.code != pb.REJECT_CODE_GAP:
+                        self.send_after = time.monotonic() + frame.reject.retry_after_ms / 1_000
                 case "bye":
                     return
 
