@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -299,6 +300,41 @@ async def test_a_plain_thread_sends_without_waiting_for_the_network(
     found = await logged(redis_client)
     assert sorted(found) == list(range(1, 103))
     assert len(set(found.values())) == 102
+
+
+@pytest.mark.parametrize("policy", [FsyncPolicy.INTERVAL, FsyncPolicy.NEVER])
+async def test_a_disk_that_stalls_holds_up_neither_the_thread_that_trades_nor_what_it_sent(
+    ingest: Running,
+    redis_client: Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: FsyncPolicy,
+) -> None:
+    go_on, waited_by, fsync = threading.Event(), set(), os.fsync
+
+    def stalled(descriptor: int) -> None:
+        waited_by.add(threading.current_thread().name)
+        assert go_on.wait(60)
+        fsync(descriptor)
+
+    def trade() -> None:
+        outbox = OutboxSettings(fsync=policy, segment_bytes=65_535, bytes_max=1 << 20)
+        with MasterThread(settings(ingest.port, tmp_path, outbox=outbox), book=Book()) as master:
+            master.wait_open(WAIT_SECONDS)
+            monkeypatch.setattr(os, "fsync", stalled)
+            try:
+                # Several files long.
+                for number in range(1, 3_001):
+                    master.send(signal(number))
+                master.wait_acknowledged(3_000, WAIT_SECONDS)
+            finally:
+                go_on.set()
+                monkeypatch.undo()
+
+    await asyncio.to_thread(trade)
+    assert len(await logged(redis_client)) == 3_000
+    trading = {name for name in waited_by if not name.startswith("asyncio_")}
+    assert trading == set(), "these waited for the disk"
 
 
 async def test_a_thread_that_cannot_open_its_outbox_says_so(ingest: Running, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -293,3 +295,101 @@ def test_sync_may_run_while_files_change(tmp_path: Path) -> None:
 def test_segments_must_fit_into_the_bound() -> None:
     with pytest.raises(SettingsError):
         OutboxSettings(segment_bytes=1 << 20, bytes_max=1 << 20)
+
+
+class StalledDisk:
+    """An fsync that does not return until the end, and must not be waited for by the thread that trades."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.called = threading.Event()
+        self.go_on = threading.Event()
+        self.trading = threading.get_ident()
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, descriptor: int) -> None:
+        assert threading.get_ident() != self.trading
+        self.called.set()
+        assert self.go_on.wait(60)
+        self._fsync(descriptor)
+
+
+def test_a_disk_that_stalls_holds_up_nobody_who_puts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = OutboxSettings(segment_bytes=65_535, bytes_max=1 << 20)
+    outbox = Outbox(tmp_path, 1, settings)
+    outbox.put(payload(1))
+    disk = StalledDisk(monkeypatch)
+    syncing = threading.Thread(target=outbox.sync)
+    syncing.start()
+    assert disk.called.wait(60)
+    # New files are begun, epochs change, and files are done with, all while the disk does not answer.
+    fill(outbox, 2_000)
+    outbox.acknowledge(1, 500)
+    outbox.acknowledge(2, 1_900)
+    outbox.remember(begin_epoch=True)
+    assert len(outbox.read(1_901, 50, 100_000)) == 50
+    assert len(list(tmp_path.glob("*.segment"))) > 3
+    disk.go_on.set()
+    syncing.join()
+    monkeypatch.undo()
+    outbox.sync()
+    # Nothing is removed before the disk knows that it arrived.
+    assert len(list(tmp_path.glob("*.segment"))) < 3
+    outbox.close()
+    with Outbox(tmp_path, 1, settings) as outbox:
+        assert (outbox.epoch, outbox.acknowledged, outbox.begin_epoch) == (2, 1_900, True)
+        assert everything(outbox) == expected(1_901, 2_001)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which file a descriptor is")
+def test_files_are_removed_only_behind_a_state_that_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Outbox(tmp_path, 1, OutboxSettings(segment_bytes=65_535, bytes_max=1 << 20)) as outbox:
+        fill(outbox, 1_200)
+        outbox.acknowledge(1, 1_200)
+        synced: list[str] = []
+        fsync = os.fsync
+
+        def noted(descriptor: int) -> None:
+            fsync(descriptor)
+            name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+            synced.append(f"{name} with {len(list(tmp_path.glob('*.segment')))} files")
+
+        monkeypatch.setattr(os, "fsync", noted)
+        outbox.sync()
+        assert synced[-1] == "outbox.state with 3 files"
+        assert len(list(tmp_path.glob("*.segment"))) == 1
+
+
+def test_a_full_outbox_makes_room_though_nobody_synced(tmp_path: Path) -> None:
+    with Outbox(tmp_path, 1, OutboxSettings(segment_bytes=65_535, bytes_max=200_000)) as outbox:
+        for _ in range(10):
+            fill(outbox, 1_000)
+            outbox.acknowledge(1, outbox.last_sequence)
+        assert outbox.size_bytes <= 200_000
+
+
+@pytest.mark.parametrize("policy", [FsyncPolicy.ALWAYS, FsyncPolicy.INTERVAL])
+def test_a_disk_that_fails_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, policy: FsyncPolicy
+) -> None:
+    outbox = Outbox(tmp_path, 1, OutboxSettings(fsync=policy))
+    fsync, failed = os.fsync, []
+
+    def failing(descriptor: int) -> None:
+        failed.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    # It is in the outbox and will be sent: to say that it failed would have it sent twice.
+    assert outbox.put(payload(1)) == 1
+    assert ("not safe from a power cut" in caplog.text) == (policy is FsyncPolicy.ALWAYS)
+    with pytest.raises(OutboxError, match="Input/output error"):
+        outbox.sync()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (failed.clear(), fsync(descriptor))[1])
+    outbox.sync()
+    assert failed == []
+    outbox.close()
+    with Outbox(tmp_path, 1) as outbox:
+        assert everything(outbox) == expected(1, 1)

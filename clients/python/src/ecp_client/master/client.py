@@ -13,7 +13,7 @@ from typing import Self
 from ecp_client.books import Book
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
 from ecp_client.disk import FsyncPolicy
-from ecp_client.errors import ClientError, ClosedError, LoginRefusedError
+from ecp_client.errors import ClientError, ClosedError, LoginRefusedError, OutboxError
 from ecp_client.master import events
 from ecp_client.master.connecting import Connecting
 from ecp_client.master.delivery import Delivery, MasterStats
@@ -88,7 +88,7 @@ class Master:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._runner = asyncio.create_task(self._run(), name=f"ecp-master-{self.settings.master_id}")
-        if self.settings.outbox.fsync is FsyncPolicy.INTERVAL:
+        if self.settings.outbox.fsync is not FsyncPolicy.NEVER:
             self._syncer = asyncio.create_task(self._sync_often())
 
     async def close(self) -> None:
@@ -252,9 +252,16 @@ class Master:
                     await task
 
     async def _sync_often(self) -> None:
+        failed = ""
         while True:
             await asyncio.sleep(self.settings.fsync_interval_seconds)
-            await asyncio.to_thread(self._outbox.sync)
+            try:
+                await asyncio.to_thread(self._outbox.sync)
+                failed = ""
+            except OutboxError as error:
+                if str(error) != failed:
+                    failed = str(error)
+                    logger.error("the outbox is not safe from a power cut: %s", failed)
 
     def _on_change(self) -> None:
         connection = self._connecting.connection
