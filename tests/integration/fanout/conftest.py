@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import uvloop
 from redis.asyncio import Redis
 
 from tests.integration.fanout.fanout_service import Fanout, fanout_running, fanout_settings
+from tests.integration.fanout.real_peers import World, world_running
 from tests.integration.fanout.stand_in_ledger import StandInLedger, standing_in
 from tests.integration.fanout.written_log import WrittenLog
 
@@ -43,6 +45,12 @@ async def ledger(redis_client: Redis) -> AsyncIterator[StandInLedger]:
 async def fanout(redis_url: str, log: WrittenLog, ledger: StandInLedger) -> AsyncIterator[Fanout]:
     async with fanout_running(fanout_settings(redis_url, ledger)) as fanout:
         yield fanout
+
+
+@pytest.fixture
+async def world(fresh_database: str, redis_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    async with world_running(fresh_database, redis_url, tmp_path) as world:
+        yield world
 
 
 def pytest_asyncio_loop_factories(config, item):
