@@ -142,11 +142,14 @@ class Call:
     def fail(self, code: grpc.StatusCode, message: str) -> None:
         """Ends the call with this status whatever its handler does."""
         self.out.finish(status_headers(code.value[0], message), at_once=True)
-        self.cancel()
+        self._stop()
 
     def cancel(self) -> None:
-        """The call is over for its caller: its handler is cancelled."""
+        """The call is over for its caller: its handler is cancelled, and nothing more is sent."""
         self.out.close()
+        self._stop()
+
+    def _stop(self) -> None:
         for timer in (self._timer, self._opening):
             if timer is not None:
                 timer.cancel()

@@ -273,6 +273,11 @@ class Connection(asyncio.Protocol):
         for out in tuple(self.waiting):
             if out.stalled_since is not None and now - out.stalled_since > settings.http2_stall_seconds_max:
                 self._reset(out.stream_id, ErrorCodes.CANCEL, "stall")
+            elif (
+                out.dropped_at is not None and now - out.dropped_at > settings.http2_last_message_seconds_max
+            ):
+                # gRPC takes this code for RESOURCE_EXHAUSTED: there was no bandwidth.
+                self._reset(out.stream_id, ErrorCodes.ENHANCE_YOUR_CALM, "unread")
         for call in tuple(self.calls.values()):
             if call.is_waiting_for_request and now - call.opened_at > settings.http2_request_seconds_max:
                 call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from h2.stream import H2Stream
 
@@ -52,6 +52,7 @@ class OutStream(ReadyStream):
         "_initial_metadata",
         "_pending",
         "_trailers",
+        "dropped_at",
         "is_open",
         "on_drain",
         "on_writable",
@@ -68,6 +69,8 @@ class OutStream(ReadyStream):
         """Called when the connection is about to be replaced by a new one, so that the call can go on there."""
         self.stalled_since: float | None = None
         """Since when nothing was taken of what waits."""
+        self.dropped_at: float | None = None
+        """Since when only the rest of a message that was begun is still to be sent, before the status."""
         self.transport = carrier.transport
         self._carrier = carrier
         self._pending: memoryview | None = None
@@ -144,23 +147,31 @@ class OutStream(ReadyStream):
             self.on_writable()
 
     def finish(self, trailers: Headers, *, at_once: bool = False) -> None:
-        """Ends the stream after what was taken over; `at_once` drops what the peer has not taken."""
+        """Ends the stream after what was taken over; `at_once` drops what the peer has not taken, as `drop` does."""
         if not self.is_open or (self._trailers is not None and not at_once):
             return
         self.give_back()
         self._trailers = trailers
         self.on_writable = None
         if at_once:
-            self._pending = None
+            self.drop()
         if self._pending is None:
             self._send_trailers(trailers)
         else:
             self._wait()
 
     def drop(self) -> None:
-        """Forgets what the peer has not taken; only `finish` may follow, as the last message may be incomplete."""
-        self._pending = None
-        self.stalled_since = None
+        """Forgets a message of which the peer has taken nothing; only `finish` may follow.
+
+        One that was begun goes on: clients report a stream that ends within a message as broken, whatever its status.
+        """
+        pending = self._pending
+        if pending is None:
+            return
+        if pending.nbytes == len(cast(bytes, pending.obj)):
+            self._pending = self.stalled_since = None
+        elif self.dropped_at is None:
+            self.dropped_at = self._carrier.now()
 
     def close(self) -> None:
         """The stream is gone: nothing more is sent."""

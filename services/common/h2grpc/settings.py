@@ -34,6 +34,8 @@ class Http2Settings(ServiceSettings):
     """A connection is dropped when a ping stays unanswered, or written bytes unacknowledged, for this long."""
     http2_stall_seconds_max: float = Field(default=120.0, gt=0, le=7_200)
     """A stream is reset when its peer takes nothing of what waits for it for this long."""
+    http2_last_message_seconds_max: float = Field(default=5.0, gt=0, le=600)
+    """A stream that ends while its peer takes a message has this long for the rest, so that its status can follow."""
     http2_idle_seconds_max: float = Field(default=900.0, gt=0, le=86_400)
     """A connection without calls is told to go away after this time."""
     http2_connection_age_grace_seconds: float = Field(default=30.0, ge=0, le=3_600)

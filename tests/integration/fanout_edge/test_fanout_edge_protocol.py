@@ -293,6 +293,51 @@ async def test_a_deadline_that_the_peer_does_not_look_after_is_the_servers_affai
     await until_running(edge, 0)
 
 
+async def test_a_call_that_ends_within_a_message_ends_after_it(edge: Edge) -> None:
+    """Clients report a stream that ends within a message as broken, whatever its status."""
+    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 10}) as peer:
+        await peer.send(
+            opening(peer, 1, grpc_timeout="100m"), DataFrame(1, data=body(ENDLESS), flags=["END_STREAM"])
+        )
+        assert await peer.data(10) == 10
+        await until_running(edge, 0)
+        assert 1 not in peer.ended
+        await peer.send(WindowUpdateFrame(1, window_increment=10_000))
+        answer = await peer.answer(1)
+    assert (answer.status, sequences(answer.messages)) == (DEADLINE_EXCEEDED, [1])
+
+
+async def test_a_call_that_ends_before_a_message_was_begun_ends_without_it(edge: Edge) -> None:
+    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as peer:
+        await peer.send(
+            opening(peer, 1, grpc_timeout="100m"), DataFrame(1, data=body(ENDLESS), flags=["END_STREAM"])
+        )
+        answer = await peer.answer(1)
+    assert (answer.status, answer.data) == (DEADLINE_EXCEEDED, b"")
+
+
+async def test_who_does_not_take_the_rest_of_a_last_message_is_reset_after_a_while() -> None:
+    async with (
+        counting_edge(http2_last_message_seconds_max=0.3) as edge,
+        attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 10}) as peer,
+    ):
+        await peer.send(
+            opening(peer, 1, grpc_timeout="100m"), DataFrame(1, data=body(ENDLESS), flags=["END_STREAM"])
+        )
+        # Taking a byte now and then does not put it off.
+        taking = asyncio.create_task(take_slowly(peer))
+        # gRPC's clients tell their user RESOURCE_EXHAUSTED for it.
+        assert (await peer.reset(1)).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+        taking.cancel()
+        assert edge.counting.running == 0
+
+
+async def take_slowly(peer: Attacker) -> None:
+    while True:
+        await peer.send(WindowUpdateFrame(1, window_increment=1))
+        await asyncio.sleep(0.1)
+
+
 async def test_an_encoding_that_is_not_spoken_is_refused_with_those_that_are(peer: Attacker) -> None:
     await peer.send(
         opening(peer, 1, grpc_encoding="gzip"), DataFrame(1, data=b"\1\0\0\0\1x", flags=["END_STREAM"])

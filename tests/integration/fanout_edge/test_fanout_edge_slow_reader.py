@@ -1,0 +1,59 @@
+"""A reader that is given up for being slow learns so: it gets the rest of a message that was begun, and the status."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
+from redis.asyncio import Redis
+
+from services.common.h2grpc.messages import prefixed
+from tests.integration.fanout.fanout_service import after, fanout_running, fanout_settings, pb
+from tests.integration.fanout.stand_in_ledger import standing_in
+from tests.integration.fanout.written_log import WrittenLog
+from tests.integration.fanout_edge.attacker import attacking, headers
+
+RESOURCE_EXHAUSTED = "8"
+
+
+@pytest.mark.parametrize("window", [1_000, 0], ids=["within a message", "before the first"])
+async def test_a_slow_reader_reads_whole_messages_and_why_it_was_given_up(
+    redis_url: str, window: int
+) -> None:
+    async with Redis.from_url(redis_url) as client, standing_in(client) as ledger:
+        log = WrittenLog(client)
+        await log.begin()
+        ledger.add_user("a-license", 1)
+        await log.signals(1, 2_000, per_entry=500)
+        settings = fanout_settings(
+            redis_url, ledger, edge="h2", lag_seconds_max=0.5, catch_up_seconds_max=0.5
+        )
+        request = pb.SubscribeRequest(masters=[after(1, 0, 0)], client="slow")
+        async with (
+            fanout_running(settings) as fanout,
+            attacking(fanout.running.port, {SettingsFrame.INITIAL_WINDOW_SIZE: window}) as peer,
+        ):
+            await peer.send(
+                HeadersFrame(1, data=peer.encoder.encode(headers()), flags=["END_HEADERS"]),
+                DataFrame(1, data=prefixed(request.SerializeToString()), flags=["END_STREAM"]),
+            )
+            if window:
+                assert await peer.data(window) == window
+                # It is told at once, but not before the message's end.
+                while len(fanout.running.hub):
+                    await peer.send(WindowUpdateFrame(1, window_increment=1))
+                    await peer.data(1)
+                assert 1 not in peer.ended
+                await peer.send(WindowUpdateFrame(1, window_increment=1_000_000))
+            answer = await peer.answer(1)
+    assert answer.status == RESOURCE_EXHAUSTED
+    sent = [one.sequence for message in answer.messages for one in message.signals.signals]
+    assert sent == list(range(1, len(sent) + 1))
+    assert bool(sent) == bool(window)
+    encoded = answer.blocks[-1]["grpc-status-details-bin"]
+    details = status_pb2.Status.FromString(base64.b64decode(encoded + "=" * (-len(encoded) % 4)))
+    info = error_details_pb2.ErrorInfo()
+    assert details.details[0].Unpack(info)
+    assert info.reason == "SLOW_READER"
