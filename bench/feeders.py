@@ -47,6 +47,9 @@ def signal_at(sequence: int, intended_us: int) -> signal_pb2.Signal:
 class LogFeeder:
     """Appends to the log, one entry for each signal."""
 
+    entries_max: int = 50_000
+    """What is trimmed off the log beyond this is for nobody to read."""
+
     def __init__(self, url: str) -> None:
         self._redis = Redis.from_url(url)
         self._redis.hsetnx(stream.meta_name(), signal_log.LOG_ID, "bench")
@@ -74,7 +77,7 @@ class LogFeeder:
                 ),
             )
             entry = log_pb2.LogBatch(runs=[run]).SerializeToString()
-            pipeline.xadd(stream.log_name(), {stream.FIELD: entry}, maxlen=50_000, approximate=True)
+            pipeline.xadd(stream.log_name(), {stream.FIELD: entry}, maxlen=self.entries_max, approximate=True)
         pipeline.hset(stream.heads_name(), str(MASTER_ID), f"1 {self._last} 1 - 0 0")
         pipeline.execute()
 

@@ -25,7 +25,7 @@ from mesh.errors import MeshError
 from mesh.process import bound_to_us
 
 _OPEN_SECONDS_MAX: Final = 60.0
-_LAST_SECONDS_MAX: Final = 60.0
+_LAST_SECONDS_MAX: Final = 300.0
 """What clients that lag have to catch up in when the load is over."""
 _STATUS_SECONDS_MAX: Final = 20.0
 _POLL_SECONDS: Final = 0.2
@@ -194,8 +194,13 @@ async def _run_group(
         ledger_port = await stack.enter_async_context(licensing())
         valkey = await stack.enter_async_context(redis())
         folder = valkey.run_folder
-        # The curl-like tools never acknowledge.
-        environment = {"UNACKNOWLEDGED_SECONDS_MAX": str(options.seconds + _SPARE_SECONDS)}
+        patience_seconds = str(options.seconds + _SPARE_SECONDS)
+        environment = {
+            # The curl-like tools never acknowledge.
+            "UNACKNOWLEDGED_SECONDS_MAX": patience_seconds,
+            # On a busy machine clients lag; what counts here is that they get everything.
+            "LAG_SECONDS_MAX": patience_seconds,
+        }
         servers = [
             await stack.enter_async_context(
                 serving(

@@ -17,7 +17,7 @@ _PROBLEMS_MAX: Final = 20
 _DOCUMENT_BYTES_MAX: Final = 8 * 1024 * 1024
 
 _SIGNAL: Final = re.compile(r"\d+/(\d+)/(\d+) after (\d+)/(\d+): .* position (\d+)")
-_ENDED: Final = re.compile(r"stream ended: (\w+)")
+_ENDED: Final = re.compile(r"stream ended: (?:([A-Z_]+) )?(.*)")
 _CODE: Final = re.compile(r"\"code\": ?\"(\w+)\"|Code: (\w+)")
 _IN_STEP: Final = ("SYNCED", "SUBSCRIPTION_STATE_SYNCED")
 
@@ -31,6 +31,8 @@ class StreamJudge:
     drains: int = 0
     status: str = ""
     """The code that the stream ended with; empty while it goes on."""
+    note: str = ""
+    """What was said with it."""
     problems: list[str] = field(default_factory=list)
 
     def signal(self, epoch: int, sequence: int, previous: tuple[int, int], position_id: int) -> None:
@@ -54,9 +56,10 @@ class StreamJudge:
         """The server announced its end."""
         self.drains += 1
 
-    def ended(self, status: str) -> None:
-        """The stream ended; the first end counts."""
-        self.status = self.status or status.upper()
+    def ended(self, status: str, note: str) -> None:
+        """The stream ended; the first end counts: what a client says when it cannot come back does not."""
+        if not self.status:
+            self.status, self.note = status.upper(), note
 
     def problem(self, what: str) -> None:
         """Something that must not be."""
@@ -71,7 +74,8 @@ class StreamJudge:
         if self.drains != 1:
             found.append(f"{self.drains} Drains came")
         if self.status != DRAINED:
-            found.append(f"it ended with {self.status or 'no status'} instead of {DRAINED}")
+            ended = f"{self.status}: {self.note}" if self.status else "no status"
+            found.append(f"it ended with {ended}, instead of {DRAINED}")
         return found
 
 
@@ -112,7 +116,7 @@ class Lines:
         elif line.startswith("drain: "):
             self._judge.drained()
         elif ended := _ENDED.match(line):
-            self._judge.ended(ended[1])
+            self._judge.ended(ended[1] or "UNKNOWN", ended[2])
         elif line.startswith("state of master "):
             self._judge.state(line.partition(": ")[2].partition(" ")[0])
         elif line:
@@ -142,7 +146,7 @@ class Documents:
         if found is None:
             self._judge.problem(f"it ended without a status: {text.strip()[-300:]}")
         else:
-            self._judge.ended(found[1] or found[2])
+            self._judge.ended(found[1] or found[2], " ".join(text.split())[-300:])
 
     def _take_document(self, text: bytes) -> None:
         try:

@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--signals", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
     options = parser.parse_args()
-    feed(LogFeeder(options.redis_url), options.signals, options.rate)
+    feeder = LogFeeder(options.redis_url)
+    # A client that lags on a busy machine is served from further back, however far that is.
+    feeder.entries_max = 2 * options.signals
+    feed(feeder, options.signals, options.rate)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,13 @@ def test_a_stream_that_was_read_whole_is_sound_however_its_output_is_cut(piece: 
         (line(1) + line(2, previous=0) + ENDING, 2, "1/2 names 1/0 as the one before"),
         (line(1) + line(2, position=7) + ENDING, 2, "1/2 has the content of 7"),
         (line(1) + ENDING, 2, "1 signals up to 1 came, 2 were sent"),
-        (line(1), 1, "it ended with no status instead of UNAVAILABLE"),
-        (line(1) + "stream ended: OK\n", 1, "it ended with OK instead of UNAVAILABLE"),
+        (line(1), 1, "it ended with no status, instead of UNAVAILABLE"),
+        (
+            line(1) + "stream ended: INTERNAL of it\n",
+            1,
+            "it ended with INTERNAL: of it, instead of UNAVAILABLE",
+        ),
+        (line(1) + "stream ended: [Errno 111] x\n", 1, "it ended with UNKNOWN: [Errno 111] x, instead"),
         (line(1) + "stream ended: UNAVAILABLE gone\n", 1, "0 Drains came"),
         (line(1) + "gap of master 1: 1/2 to 1/3 will not come (REJECTED)\n" + ENDING, 1, "it says: gap of"),
         (line(1) + "state of master 1: DEGRADED_GAP x\n" + ENDING, 1, "the subscription became DEGRADED_GAP"),
@@ -78,7 +83,8 @@ def test_every_difference_is_named(text: str, sent: int, complaint: str) -> None
 
 
 def test_the_first_end_counts_and_what_a_client_says_when_it_cannot_come_back_does_not() -> None:
-    assert lines_verdict(line(1) + ENDING + "stream ended: INTERNAL connection refused\n", 1) == []
+    again = "stream ended: INTERNAL no\nstream ended: [Errno 111] Connect call failed\n"
+    assert lines_verdict(line(1) + ENDING + again, 1) == []
 
 
 def test_a_program_that_fails_is_a_difference() -> None:
