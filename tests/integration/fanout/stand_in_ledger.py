@@ -76,6 +76,12 @@ class StandInLedger:
     subscriptions_away: int = 0
     """So many look-ups of a subscription fail."""
     subscription_calls: int = 0
+    archive_open: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is not set, reads of the archive wait."""
+    archive_reads: int = 0
+    """Under way now."""
+    archive_reads_max: int = 0
+    """The most at once so far."""
     _event_id: int = 0
     _recorded: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -270,6 +276,13 @@ class Archive(archive_service_pb2_grpc.ArchiveServiceServicer):
     async def ReadSignals(
         self, request: archive_pb.ReadSignalsRequest, context: rpc.Context
     ) -> AsyncIterator[archive_pb.ReadSignalsResponse]:
+        ledger = self._ledger
+        ledger.archive_reads += 1
+        ledger.archive_reads_max = max(ledger.archive_reads_max, ledger.archive_reads)
+        try:
+            await ledger.archive_open.wait()
+        finally:
+            ledger.archive_reads -= 1
         after = (request.after.epoch, request.after.sequence)
         oldest = self._ledger.oldest.get(request.master_id, (0, 0))
         if after < oldest:
@@ -291,6 +304,7 @@ def _place(record: archive_pb.ArchivedRecord) -> tuple[int, int]:
 async def standing_in(redis: Redis) -> AsyncIterator[StandInLedger]:
     """The stand-in on a port of its own."""
     ledger = StandInLedger(redis)
+    ledger.archive_open.set()
     loaded = settings.load(
         LedgerSettings,
         grpc_bind_address="127.0.0.1:0",

@@ -128,6 +128,10 @@ class WrittenLog:
             positions += [(epoch, last + 1 + index) for index in range(size)]
         return positions
 
+    async def trim(self, *, kept: int = 0) -> None:
+        """Lets go of all entries but the last `kept`; heads and snapshots stay."""
+        await self._client.xtrim(stream.log_name(self._shard), maxlen=kept, approximate=False)
+
     def run(self, master_id: int, count: int) -> log_pb2.LogRun:
         """A run of the next `count` signals, for a test that appends it in its own way."""
         epoch, last = self.heads.get(master_id, (1, 0))
