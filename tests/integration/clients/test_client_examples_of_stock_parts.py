@@ -5,6 +5,7 @@ Against the real fan-out where it can show the case, and against a server that m
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -222,3 +223,20 @@ async def test_it_backs_off_and_comes_back_after_errors(program: str, positions:
     assert example.signals == places(1, 3)
     assert example.with_words("stream ended: RESOURCE_EXHAUSTED SLOW_READER")
     assert example.with_words("stream ended: INTERNAL told to")
+
+
+async def test_a_long_silence_is_taken_for_a_dead_server(tmp_path: Path) -> None:
+    """Both at once, as each waits for ten seconds."""
+    programs = ("betterproto", "typescript")
+    silent = scripted.says(scripted.signals(1))
+    async with scripted.serving(silent, silent, scripted.says(scripted.signals(2))) as server:
+        start = ("--plaintext", "--start", "beginning", "--count", 2)
+
+        async def follow(program: str) -> list[str]:
+            async with running(program, server.address, tmp_path / program, *start) as example:
+                assert await example.ended() == 0
+            return example.signals
+
+        followed = [asyncio.create_task(follow(program)) for program in programs]
+        assert [await one for one in followed] == [places(1, 2)] * len(programs)
+    assert len(server.requests) == 2 * len(programs)
