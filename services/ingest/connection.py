@@ -9,83 +9,49 @@ from typing import Final, cast
 from execution.ingest.v1 import frames_pb2 as pb
 from services.common.clock import now_us
 from services.ingest import metrics
-from services.ingest.domain.addresses import counted_as, is_in
 from services.ingest.domain.frames import FrameDecoder, FrameError, encode_frames
 from services.ingest.domain.identities import masters_of, names_in
 from services.ingest.peer import Door, Peer
+from services.ingest.places import Places
+from services.ingest.settings import IngestSettings
 
-NETWORK: Final = "network"
 _DISCARD_BYTES_MAX: Final = 4 * 1_048_576
 _OUTPUT: Final = "output"
 
 
 class Connections:
-    """How many connections there are, in all, before login and from each address."""
+    """The connections that were let in, and those that are being told that they are one too many."""
 
-    def __init__(self, door: Door, connections_max: int) -> None:
-        self._settings = door.settings
-        self._connections_max = connections_max
-        self._networks = door.settings.networks
-        self.all: set[Connection] = set()
-        """Those that were let in."""
+    def __init__(self, settings: IngestSettings, connections_max: int) -> None:
+        self.places: Places[Connection] = Places(settings, connections_max, "connections")
         self.refused: set[Connection] = set()
-        """Those that were one too many and are being told so; they take nobody's place."""
-        self._strangers: set[Connection] = set()
-        self._by_address: dict[str, int] = {}
+        """They take nobody's place."""
+        self._refused_max = settings.refused_connections_max
         self.none_left = asyncio.Event()
-
-    def refusal(self, host: str) -> str | None:
-        """Which limit one more connection from `host` would exceed, if any."""
-        settings = self._settings
-        if self._networks and not is_in(host, self._networks):
-            return NETWORK
-        if self._by_address.get(counted_as(host), 0) >= settings.connections_per_address_max:
-            return "address"
-        if len(self.all) >= self._connections_max:
-            return "connections"
-        if len(self._strangers) >= settings.unauthenticated_connections_max:
-            return "unauthenticated"
-        return None
 
     @property
     def may_tell(self) -> bool:
         """Whether one more that is refused may be told why."""
-        return len(self.refused) < self._settings.refused_connections_max
+        return len(self.refused) < self._refused_max
 
     def enter(self, connection: Connection) -> None:
         """Counts a new connection."""
         if connection.refusal is not None:
             self.refused.add(connection)
             return
-        self.all.add(connection)
+        self.places.enter(connection, connection.host)
         self.none_left.clear()
-        self._strangers.add(connection)
-        address = counted_as(connection.host)
-        self._by_address[address] = self._by_address.get(address, 0) + 1
-
-    def logged_in(self, connection: Connection) -> None:
-        """The connection has a session now."""
-        self._strangers.discard(connection)
 
     def leave(self, connection: Connection) -> None:
         """Counts a connection no more. Safe to repeat."""
         self.refused.discard(connection)
-        if connection not in self.all:
-            return
-        self.all.discard(connection)
-        self._strangers.discard(connection)
-        address = counted_as(connection.host)
-        count = self._by_address.get(address, 0) - 1
-        if count > 0:
-            self._by_address[address] = count
-        else:
-            self._by_address.pop(address, None)
-        if not self.all:
+        self.places.leave(connection)
+        if not self.places:
             self.none_left.set()
 
     def observe(self) -> None:
         """Sets the gauges."""
-        metrics.CONNECTIONS.labels("unauthenticated").set(len(self._strangers))
+        metrics.CONNECTIONS.labels("unauthenticated").set(self.places.strangers)
         metrics.CONNECTIONS.labels("refused").set(len(self.refused))
 
 
@@ -231,7 +197,7 @@ class Connection(asyncio.Protocol):
 
     def opened(self) -> None:
         """The session is open."""
-        self._connections.logged_in(self)
+        self._connections.places.logged_in(self)
 
     # Inside
 

@@ -16,9 +16,10 @@ from services.common.clock import now_us
 from services.common.errors import ConfigurationError
 from services.ingest import certificates, metrics
 from services.ingest.certificates import Certificates
-from services.ingest.connection import NETWORK, Connection, Connections
+from services.ingest.connection import Connection, Connections
 from services.ingest.open_files import connections_that_fit
 from services.ingest.peer import Door
+from services.ingest.places import NETWORK
 from services.ingest.settings import IngestSettings
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class FrontDoor:
 
     def __init__(self, door: Door, listener: socket.socket, served: Certificates | None) -> None:
         self._door = door
-        self._connections = Connections(door, connections_that_fit(door.settings.connections_max))
+        self._connections = Connections(door.settings, connections_that_fit(door.settings.connections_max))
         self._listener = listener
         self._certificates = served
         self.port: int = listener.getsockname()[1]
@@ -41,7 +42,7 @@ class FrontDoor:
     @property
     def connections(self) -> int:
         """How many connections there are; those that are being refused do not count."""
-        return len(self._connections.all)
+        return len(self._connections.places)
 
     @property
     def refused(self) -> int:
@@ -67,7 +68,7 @@ class FrontDoor:
     def _take(self, accepted: socket.socket, host: str, port: int) -> None:
         """Lets a connection in, or tells it why not, or, where even that is too much, closes it."""
         connections = self._connections
-        refusal = connections.refusal(host)
+        refusal = connections.places.refusal(host)
         if refusal is not None:
             metrics.CUT.labels(refusal).inc()
             # Strangers to the network are told nothing; nor is it worth a TLS handshake, or a place, to say so.
@@ -114,7 +115,7 @@ class FrontDoor:
         while True:
             await asyncio.sleep(interval_seconds)
             self._connections.observe()
-            connections = list(self._connections.all)
+            connections = self._connections.places.all()
             for start in range(0, len(connections), _TICK_CONNECTIONS):
                 time_us, now_seconds = now_us(), time.monotonic()
                 for connection in connections[start : start + _TICK_CONNECTIONS]:
@@ -128,15 +129,15 @@ class FrontDoor:
         for connection in list(self._connections.refused):
             connection.abort()
         spread_ms = int(self._door.settings.drain_spread_seconds * 1_000)
-        for connection in list(self._connections.all):
+        for connection in self._connections.places.all():
             connection.drain(random.randint(0, spread_ms))
         try:
             async with asyncio.timeout(self._door.settings.drain_grace_seconds):
-                if self._connections.all:
+                if self._connections.places:
                     await self._connections.none_left.wait()
         except TimeoutError:
-            _log.warning("%d connections did not end in time", len(self._connections.all))
-        for connection in list(self._connections.all):
+            _log.warning("%d connections did not end in time", len(self._connections.places))
+        for connection in self._connections.places.all():
             connection.abort()
 
 

@@ -29,6 +29,7 @@ from services.ingest.domain.values import (
     StoreSnapshot,
 )
 from services.ingest.lanes import Lane
+from services.ingest.places import Places
 from services.ingest.publisher import Publisher
 from services.ingest.sessions import Sessions
 from services.ingest.settings import IngestSettings
@@ -70,8 +71,8 @@ class Door:
         self.authoriser = authoriser
         self.sessions = Sessions()
         self.is_draining = False
-        self.streams = 0
-        """Open Publish streams."""
+        self.streams: Places[Peer] = Places(settings, settings.publish_streams_max, "streams")
+        """Those who publish over gRPC."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:

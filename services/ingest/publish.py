@@ -13,9 +13,10 @@ from execution.ingest.v1 import ingest_service_pb2 as pb
 from services.common.clock import now_us
 from services.common.errors import ResourceExhaustedError
 from services.ingest import metrics
-from services.ingest.domain.addresses import host_of_grpc_peer, is_in
+from services.ingest.domain.addresses import host_of_grpc_peer
 from services.ingest.domain.identities import masters_of
 from services.ingest.peer import Door, Peer
+from services.ingest.places import NETWORK
 
 _PENDING_FRAMES_MAX: Final = 1_000
 _TICK_SECONDS_MAX: Final = 0.5
@@ -65,22 +66,24 @@ class PublishStream:
             self._may_read.set()
 
     def opened(self) -> None:
-        """Nothing changes for a stream."""
+        """It is no stranger any more."""
+        self._door.streams.logged_in(self.peer)
 
     # The stream
 
-    def admit(self, certificate_names: Iterable[str]) -> None:
-        """Refuses a stream that comes from elsewhere or is one too many."""
-        settings = self._door.settings
+    def enter(self, certificate_names: Iterable[str]) -> None:
+        """Takes a place, or tells the client why there is none."""
         host = host_of_grpc_peer(self.peer_address)
-        if settings.networks and host is not None and not is_in(host, settings.networks):
-            metrics.CUT.labels("network").inc()
-            self.peer.end(frames.REJECT_CODE_UNAUTHENTICATED, "this address may not connect")
-        elif self._door.streams > settings.publish_streams_max:
-            metrics.CUT.labels("streams").inc()
-            self.peer.end(frames.REJECT_CODE_TOO_MANY_CONNECTIONS, "too many streams")
-        else:
+        refusal = self._door.streams.refusal(host)
+        if refusal is None:
+            self._door.streams.enter(self.peer, host)
             self.peer.session.restrict_to(masters_of(certificate_names))
+            return
+        metrics.CUT.labels(refusal).inc()
+        if refusal == NETWORK:
+            self.peer.end(frames.REJECT_CODE_UNAUTHENTICATED, "this address may not connect")
+        else:
+            self.peer.end(frames.REJECT_CODE_TOO_MANY_CONNECTIONS, f"too many streams ({refusal})")
 
     async def read(self, requests: AsyncIterator[pb.PublishRequest]) -> None:
         """Takes frames until the client ends its side, or the call."""
@@ -162,13 +165,12 @@ async def publish(
         ResourceExhaustedError: the client does not read.
     """
     stream = PublishStream(door, peer_address)
-    door.streams += 1
-    stream.admit(certificate_names)
+    stream.enter(certificate_names)
     reading = asyncio.create_task(stream.read(requests), name=f"publish {peer_address}")
     try:
         await stream.serve(write)
     finally:
-        door.streams -= 1
+        door.streams.leave(stream.peer)
         reading.cancel()
         stream.peer.disconnected()
         await asyncio.gather(reading, return_exceptions=True)

@@ -166,7 +166,7 @@ async def test_a_bridge_that_does_not_read_is_ended(redis_url: str, ledger: Stan
         ingest.door.sessions.find(1).port.write([frame] * 3_000)
         await until(lambda: cut("slow_reader") == before + 1)
         # Nothing is left of it here, whatever the client does.
-        await until(lambda: (ingest.door.streams, len(ingest.door.sessions)) == (0, 0))
+        await until(lambda: (len(ingest.door.streams), len(ingest.door.sessions)) == (0, 0))
         # Once it reads, it is told.
         with contextlib.suppress(grpc.aio.AioRpcError):
             while await bridge.receive() is not None:
@@ -241,10 +241,38 @@ async def test_publish_is_limited_in_streams_and_time(redis_url: str, ledger: St
         grpc.aio.insecure_channel(f"127.0.0.1:{ingest.grpc_port}") as channel,
     ):
         silent = Bridge(IngestServiceStub(channel), Credentials())
-        await until(lambda: ingest.door.streams == 1)
+        await until(lambda: len(ingest.door.streams) == 1)
         second = Bridge(IngestServiceStub(channel), Credentials())
         assert (await second.receive()).reject.code == frames_pb2.REJECT_CODE_TOO_MANY_CONNECTIONS
         assert (await silent.receive()).reject.code == frames_pb2.REJECT_CODE_UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ({"connections_per_address_max": 2}, "address"),
+        ({"unauthenticated_connections_max": 2}, "unauthenticated"),
+    ],
+)
+async def test_strangers_cannot_take_every_stream(
+    redis_url: str, ledger: StandInLedger, limit: dict[str, int], reason: str
+):
+    before = cut(reason)
+    async with (
+        ingest_running(redis_url, ledger.port, **limit) as ingest,
+        grpc.aio.insecure_channel(f"127.0.0.1:{ingest.grpc_port}") as channel,
+    ):
+        silent = [Bridge(IngestServiceStub(channel), Credentials()) for _ in range(2)]
+        await until(lambda: len(ingest.door.streams) == 2)
+        third = Bridge(IngestServiceStub(channel), Credentials())
+        assert (await third.reject()).code == frames_pb2.REJECT_CODE_TOO_MANY_CONNECTIONS
+        assert cut(reason) == before + 1
+        assert (await silent[0].log_in()).session_epoch
+        if reason == "unauthenticated":
+            # Who has logged in is no stranger.
+            assert (await Bridge(IngestServiceStub(channel), Credentials(master_id=2)).log_in()).session_epoch
+        for one in silent:
+            one.call.cancel()
 
 
 async def test_publish_drains(redis_url: str, ledger: StandInLedger):
