@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 from h2.errors import ErrorCodes
+from hpack import Encoder
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -29,6 +30,10 @@ from tests.integration.fanout_edge.counting_service import Edge, count, counting
 OTHERS_MESSAGES = 300
 ENDLESS = 1_000_000
 RESOURCE_EXHAUSTED = "8"
+
+
+def with_headers(fields: list[tuple[str, str]]) -> Frame:
+    return HeadersFrame(1, data=Encoder().encode(fields), flags=["END_HEADERS", "END_STREAM"])
 
 
 class RawFrame(Frame):
@@ -149,6 +154,10 @@ async def test_headers_without_end_are_answered_by_goaway_before_much_of_them_is
         ([b"\0\0\6\4\0\0\0\0\1\0\3\0\0\0\1"], ErrorCodes.PROTOCOL_ERROR),
         ([WindowUpdateFrame(99, window_increment=5)], ErrorCodes.PROTOCOL_ERROR),
         ([b"\0\0\1\0\0\0\0\0\0x"], ErrorCodes.PROTOCOL_ERROR),
+        ([with_headers([*headers(), ("UPPER", "x")])], ErrorCodes.PROTOCOL_ERROR),
+        ([with_headers([*headers(), ("connection", "close")])], ErrorCodes.PROTOCOL_ERROR),
+        ([with_headers([*headers(), (":path", "/another")])], ErrorCodes.PROTOCOL_ERROR),
+        ([with_headers(headers()[1:])], ErrorCodes.PROTOCOL_ERROR),
     ],
     ids=[
         "ping within headers",
@@ -162,6 +171,10 @@ async def test_headers_without_end_are_answered_by_goaway_before_much_of_them_is
         "settings of a stream",
         "window of an idle stream",
         "data of no stream",
+        "upper case",
+        "header of a connection",
+        "two paths",
+        "no method",
     ],
 )
 @pytest.mark.usefixtures("others")
