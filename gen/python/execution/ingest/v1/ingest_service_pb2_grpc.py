@@ -87,7 +87,7 @@ class IngestServiceServicer(object):
     def Publish(self, request_iterator, context):
         """Publish carries the frames of the front door for bridges that speak gRPC: same order, same meaning, no length prefix.
         The server ends the stream where it would close the connection.
-        Errors: none of its own; refusals are Reject frames.
+        Errors: RESOURCE_EXHAUSTED (the client does not read its responses); refusals are Reject frames.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

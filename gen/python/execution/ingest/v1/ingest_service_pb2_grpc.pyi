@@ -41,7 +41,7 @@ class IngestServiceStub:
     Publish: _grpc.StreamStreamMultiCallable[_ingest_service_pb2.PublishRequest, _ingest_service_pb2.PublishResponse]
     """Publish carries the frames of the front door for bridges that speak gRPC: same order, same meaning, no length prefix.
     The server ends the stream where it would close the connection.
-    Errors: none of its own; refusals are Reject frames.
+    Errors: RESOURCE_EXHAUSTED (the client does not read its responses); refusals are Reject frames.
     """
     GetHead: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetHeadRequest, _ingest_service_pb2.GetHeadResponse]
     """GetHead returns the last position of one master in the log, and where its latest snapshot stands.
@@ -81,7 +81,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
     Publish: _aio.StreamStreamMultiCallable[_ingest_service_pb2.PublishRequest, _ingest_service_pb2.PublishResponse]  # type: ignore[assignment]
     """Publish carries the frames of the front door for bridges that speak gRPC: same order, same meaning, no length prefix.
     The server ends the stream where it would close the connection.
-    Errors: none of its own; refusals are Reject frames.
+    Errors: RESOURCE_EXHAUSTED (the client does not read its responses); refusals are Reject frames.
     """
     GetHead: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetHeadRequest, _ingest_service_pb2.GetHeadResponse]  # type: ignore[assignment]
     """GetHead returns the last position of one master in the log, and where its latest snapshot stands.
@@ -124,7 +124,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_ingest_service_pb2.PublishResponse], _abc.AsyncIterator[_ingest_service_pb2.PublishResponse]]:
         """Publish carries the frames of the front door for bridges that speak gRPC: same order, same meaning, no length prefix.
         The server ends the stream where it would close the connection.
-        Errors: none of its own; refusals are Reject frames.
+        Errors: RESOURCE_EXHAUSTED (the client does not read its responses); refusals are Reject frames.
         """
 
     @_abc_1.abstractmethod

@@ -1306,7 +1306,7 @@ class IngestServiceStub:
         """
         Publish carries the frames of the front door for bridges that speak gRPC: same order, same meaning, no length prefix.
         The server ends the stream where it would close the connection.
-        Errors: none of its own; refusals are Reject frames.
+        Errors: RESOURCE_EXHAUSTED (the client does not read its responses); refusals are Reject frames.
         """
 
         yield from self._channel.stream_stream(
@@ -1408,7 +1408,7 @@ class IngestServiceAsyncStub(betterproto2_grpclib.ServiceStub):
         """
         Publish carries the frames of the front door for bridges that speak gRPC: same order, same meaning, no length prefix.
         The server ends the stream where it would close the connection.
-        Errors: none of its own; refusals are Reject frames.
+        Errors: RESOURCE_EXHAUSTED (the client does not read its responses); refusals are Reject frames.
         """
 
         async for response in self._stream_stream(
