@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.common import auth, tls
+from services.common import auth, health_port, tls
 from services.common.channels import channel, error_from_rpc, peer_errors
 from services.common.errors import ConfigurationError
 from services.common.interceptors import CallGuard, Context
@@ -144,12 +144,13 @@ async def serving(
     server = Server(grpc_server, port, health_servicer, tuple(methods), draining or asyncio.Event())
     await server.set_all_serving(serving_at_once)
     await server.set_serving("", True)
-    await grpc_server.start()
-    _log.info("gRPC serves on %s", unix_path or settings.grpc_bind_address.with_port(server.port))
-    try:
-        yield server
-    finally:
-        await _drain(server, guard, settings.drain_grace_seconds)
+    async with nullcontext() if unix_path else health_port.answering(settings, health_servicer):
+        await grpc_server.start()
+        _log.info("gRPC serves on %s", unix_path or settings.grpc_bind_address.with_port(server.port))
+        try:
+            yield server
+        finally:
+            await _drain(server, guard, settings.drain_grace_seconds)
 
 
 async def _drain(server: Server, guard: CallGuard, grace_seconds: float) -> None:

@@ -119,6 +119,7 @@ class ServiceSettings(BaseSettings):
 
     grpc_bind_address: Address = Address("0.0.0.0", 50051)
     admin_bind_address: Address = Address("0.0.0.0", 9090)
+    health_bind_address: Address | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     database_url: SecretStr | None = None

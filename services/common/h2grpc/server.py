@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from services.common import auth, shared_ports, tasks, tls
+from services.common import auth, health_port, shared_ports, tasks, tls
 from services.common.errors import ConfigurationError
 from services.common.h2grpc.certificates import Certificates
 from services.common.h2grpc.connection import LAST_WORDS_SECONDS, Connection, Serving
@@ -94,13 +94,14 @@ async def serving(
     await server.set_serving("", True)
     _log.info("gRPC serves on %s", settings.grpc_bind_address.with_port(port))
     try:
-        async with tasks.background(_look_after(shared)):
+        async with health_port.answering(settings, health_servicer), tasks.background(_look_after(shared)):
             try:
                 yield server
             finally:
                 listener.close()
                 await _drain(server, shared, guard, idle, drained)
     finally:
+        listener.close()
         await _drop_all(shared, idle)
 
 

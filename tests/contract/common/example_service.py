@@ -126,14 +126,18 @@ class Served:
     address: Address
 
 
-def example_settings(**overrides: object) -> ServiceSettings:
+def example_values(**overrides: object) -> dict[str, object]:
     defaults: dict[str, object] = {
         "grpc_bind_address": "127.0.0.1:0",
         "service_token": SERVICE_TOKEN,
         "operator_token": OPERATOR_TOKEN,
         "drain_grace_seconds": 0.2,
     }
-    return settings.load(ServiceSettings, **(defaults | overrides))
+    return defaults | overrides
+
+
+def example_settings(**overrides: object) -> ServiceSettings:
+    return settings.load(ServiceSettings, **example_values(**overrides))
 
 
 @asynccontextmanager
