@@ -55,6 +55,8 @@ class Certificates:
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # A client of TLS 1.2 could make us do handshake after handshake.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         try:
             context.load_cert_chain(self._files.certificate, self._files.key)
         except OSError as error:  # ssl.SSLError is one

@@ -295,6 +295,9 @@ async def test_a_plain_thread_sends_without_waiting_for_the_network(
             assert master.stats.put == 102
             assert abs(master.server_time_us() - now_us()) < HOUR_US
             master.set_license_token("another")
+        master.close()
+        with pytest.raises(ClosedError):
+            master.send(signal(9))
 
     await asyncio.to_thread(trade)
     found = await logged(redis_client)

@@ -24,6 +24,8 @@ OPERATOR_TOKEN = "operator-token-of-the-tests"
 class StandInLedger(pb_grpc.MasterServiceServicer):
     def __init__(self) -> None:
         self.known: dict[int, Credentials] = {}
+        self.rotated: dict[tuple[int, str], Credentials] = {}
+        """Further keys of masters that are known."""
         self.refusals: dict[int, str] = {}
         self.expires_at: dict[int, float] = {}
         self.signals_per_second_max: dict[int, int] = {}
@@ -36,6 +38,11 @@ class StandInLedger(pb_grpc.MasterServiceServicer):
         self.known[who.master_id] = who
         return who
 
+    def rotate(self, who: Credentials) -> Credentials:
+        """A further key of a master; those before it still count."""
+        self.rotated[who.master_id, who.key_id] = who
+        return who
+
     async def AuthorizeMaster(self, request, context):
         self.asked += 1
         assert dict(context.invocation_metadata())["authorization"] == f"Bearer {SERVICE_TOKEN}"
@@ -44,7 +51,7 @@ class StandInLedger(pb_grpc.MasterServiceServicer):
         if request.master_id in self.refusals:
             reason = self.refusals[request.master_id]
             await fail(context, FailedPreconditionError("it does not count", reason=reason))
-        who = self.known.get(request.master_id)
+        who = self.rotated.get((request.master_id, request.key_id)) or self.known.get(request.master_id)
         if who is None or (who.key_id, who.license_token) != (request.key_id, request.license_token):
             await fail(context, NotFoundError("master, key or license unknown"))
         answer = pb.AuthorizeMasterResponse(secret=who.secret, license_id=f"license-of-{who.master_id}")

@@ -12,7 +12,7 @@ from execution.ingest.v1 import frames_pb2 as pb
 from execution.ledger.v1 import events_pb2
 from services.common.stream import LEDGER_EVENTS, Redis
 from services.ingest.app import Running
-from tests.integration.ingest.front_door import ingest_running
+from tests.integration.ingest.front_door import ingest_running, read_log
 from tests.integration.ingest.raw_master import RawMaster, connected, logged_in
 from tests.integration.ingest.stand_in_ledger import StandInLedger, announce, standing_in
 from tests.integration.ingest.waiting import until
@@ -188,6 +188,30 @@ async def test_a_revoked_key_ends_only_its_own_session(ingest: Running, log_clie
         await announce(log_client, key_changed(revoked=True))
         (frame,) = await master.ended()
         assert frame.reject.code == pb.REJECT_CODE_LICENSE_REVOKED
+
+
+async def test_a_key_is_rotated_without_a_pause(ingest: Running, ledger: StandInLedger, log_client: Redis):
+    """While both count each signs its own sessions; then the old one is revoked, and only its sessions end."""
+    new = ledger.rotate(Credentials(key_id="k2", secret=b"another secret of another length"))
+    async with logged_in(ingest.port) as master:
+        master.send_signals(1)
+        await master.acknowledged_up_to(1)
+    # Neither key's secret goes with the other's name.
+    mixed = Credentials(key_id="k2")
+    assert (await refused(ingest.port, mixed)).code == pb.REJECT_CODE_BAD_MAC
+    async with logged_in(ingest.port, new, acknowledged=(1, 1)) as master:
+        await announce(log_client, key_changed("k1", revoked=True))
+        await announce(log_client, license_changed(revoked=False))
+        master.send_signals(2)
+        await master.acknowledged_up_to(2)
+        del ledger.known[1]
+        assert (await refused(ingest.port, Credentials())).code == pb.REJECT_CODE_UNAUTHENTICATED
+        master.send_signals(3)
+        await master.acknowledged_up_to(3)
+    runs = await read_log(log_client)
+    assert [(run.first_sequence, run.key_id) for run in runs if run.HasField("batch")] == [
+        (1, "k1"), (2, "k2"), (3, "k2")
+    ]  # fmt: skip
 
 
 async def test_a_license_whose_end_was_moved_ends_the_session_then(

@@ -34,6 +34,9 @@ class MasterThread:
     ) -> None:
         """Opens the outbox; `start`, or entering the context, connects. Raises as Master does."""
         self._loop = LoopThread(f"ecp-master-{settings.master_id}")
+        # For the last acknowledgements, and for the server's goodbye.
+        self._close_seconds_max = ANSWER_SECONDS_MAX + 2 * settings.close_timeout_seconds
+        self._closed = False
         try:
             self._master = self._loop.call(
                 _make(settings, on_event, snapshot, book), timeout_seconds=ANSWER_SECONDS_MAX
@@ -47,9 +50,14 @@ class MasterThread:
         self._loop.call(self._master.start(), timeout_seconds=ANSWER_SECONDS_MAX)
 
     def close(self) -> None:
-        """As Master.close; ends the thread."""
-        self._loop.call(self._master.close(), timeout_seconds=ANSWER_SECONDS_MAX)
-        self._loop.stop()
+        """As Master.close; ends the thread. Safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._loop.call(self._master.close(), timeout_seconds=self._close_seconds_max)
+        finally:
+            self._loop.stop()
 
     def __enter__(self) -> Self:
         self.start()
