@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -72,7 +73,8 @@ class ClientsReport:
     streams: list[StreamReport] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Clients that are not on this machine, and why."""
-    fanout_cores: dict[str, float] = field(default_factory=dict)
+    other_cores: dict[str, float] = field(default_factory=dict)
+    """What everything around the clients used while signals flowed, in the last turn."""
 
     @property
     def is_sound(self) -> bool:
@@ -94,8 +96,8 @@ class ClientsReport:
             f" {one.cores:>6.2f}  {one.status or '-'}"
             for one in self.streams
         ]
-        for transport, cores in self.fanout_cores.items():
-            lines.append(f"fan-out in {transport}: {cores:.2f} of a core")
+        shown = ", ".join(f"{name} {cores:.2f}" for name, cores in self.other_cores.items())
+        lines.append(f"cores of the rest: {shown}")
         lines += [f"SKIPPED {name}: {why}" for name, why in self.skipped.items()]
         for one in self.streams:
             lines += [f"DIFFERENCE {one.client} over {one.transport}: {what}" for what in one.problems]
@@ -209,12 +211,12 @@ async def _run_group(
             )
             for name, certificate in (("plain", None), ("tls", Certificate.issued(folder)))
         ]
-        group = _Group(options, servers, tell)
+        group = _Group(options, servers, valkey.pid, tell)
         async with group.reading(clients, folder):
             await group.run(valkey.url)
         report.sent = max(report.sent, group.sent)
         report.streams += group.reports()
-        report.fanout_cores |= group.fanout_cores
+        report.other_cores = group.other_cores
 
 
 @dataclass(slots=True)
@@ -223,11 +225,12 @@ class _Group:
 
     options: ClientsOptions
     servers: list[FanoutServer]
+    valkey_pid: int
     tell: Callable[[str], None]
     readings: list[_Reading] = field(default_factory=list)
     sent: int = 0
     cores: dict[int, float] = field(default_factory=dict)
-    fanout_cores: dict[str, float] = field(default_factory=dict)
+    other_cores: dict[str, float] = field(default_factory=dict)
 
     @asynccontextmanager
     async def reading(self, clients: Sequence[StockClient], folder: Path) -> AsyncIterator[None]:
@@ -244,11 +247,7 @@ class _Group:
         """The load, the catching up, and the end of the servers."""
         await self._until(self._all_open, _OPEN_SECONDS_MAX, "open a stream")
         self.tell(f"{len(self.readings)} streams are open")
-        before = self._cpu_times()
         await self._load(redis_url)
-        used = Disturbance.between(before, self._cpu_times()).process_cores
-        self.cores = used
-        self.fanout_cores = {server.name: used.get(server.pid, 0.0) for server in self.servers}
         await self._until(self._all_read, _LAST_SECONDS_MAX, "read everything")
         self.tell("everything was sent: the fan-outs are stopped")
         await asyncio.gather(*(server.stop() for server in self.servers))
@@ -286,21 +285,36 @@ class _Group:
             ),
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        assert process.stdout is not None
-        began = told = time.monotonic()
+        before = self._cpu_times(process.pid)
         try:
-            async for line in process.stdout:
-                self.sent = json.loads(line)["fed"]
-                self._look()
-                if time.monotonic() - told >= _TELL_SECONDS:
-                    told = time.monotonic()
-                    self.tell(self._progress(told - began))
+            await self._watch(process, before)
         finally:
             if process.returncode is None and self.sent < total:
                 process.kill()
             await process.wait()
         if self.sent < total:
             raise MeshError(f"the load ended after {self.sent:,} of {total:,} signals")
+
+    async def _watch(self, load: asyncio.subprocess.Process, before: CpuTimes) -> None:
+        """Follows what the load says that it has sent, to its end."""
+        assert load.stdout is not None
+        began = told = time.monotonic()
+        async for line in load.stdout:
+            said = json.loads(line)
+            self.sent = said["fed"]
+            self._look()
+            if said["is_over"]:
+                self._see_cores(Disturbance.between(before, self._cpu_times(load.pid)), load.pid)
+            if time.monotonic() - told >= _TELL_SECONDS:
+                told = time.monotonic()
+                self.tell(self._progress(told - began))
+
+    def _see_cores(self, used: Disturbance, load_pid: int) -> None:
+        self.cores = used.process_cores
+        pids = {f"fan-out {server.name}": server.pid for server in self.servers}
+        pids |= {"valkey": self.valkey_pid, "load": load_pid, "judge": os.getpid()}
+        self.other_cores = {name: self.cores.get(pid, 0.0) for name, pid in pids.items()}
+        self.other_cores["strangers"] = used.others_cores
 
     def _look(self) -> None:
         for one in self.readings:
@@ -314,9 +328,9 @@ class _Group:
             f" {slowest.transport}, is {self.sent - slowest.judge.last:,} behind; {problems} differences"
         )
 
-    def _cpu_times(self) -> CpuTimes:
+    def _cpu_times(self, load_pid: int) -> CpuTimes:
         pids = [one.process.pid for one in self.readings] + [server.pid for server in self.servers]
-        return CpuTimes.now(pids, time.monotonic())
+        return CpuTimes.now([*pids, self.valkey_pid, load_pid, os.getpid()], time.monotonic())
 
     def reports(self) -> list[StreamReport]:
         """What is to be said of each stream."""
