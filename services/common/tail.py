@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from services.common import stream
 from services.common.backoff import Backoff
+from services.common.blocking_read import BlockingRead
 from services.common.errors import UnavailableError
 from services.common.stream import Entry, EntryId, Redis
 
@@ -66,49 +67,60 @@ async def tail(
     block_ms: int = 1_000,
     count: int = 500,
     check_seconds: float = _CHECK_SECONDS,
+    on_entries: Callable[[tuple[Entry, ...]], None] | None = None,
 ) -> AsyncIterator[Event]:
     """Yields the entries after `after` for ever, and what the reader must know about them.
 
     Never raises for Redis's sake: an outage is Disconnected, then Connected, and reading goes on where it
     stopped. Whether something was lost is looked at on connecting, when the reader lags, and about every
     `check_seconds`: exactly while the count of entries is known, and otherwise cautiously (Trimmed may be
-    told although nothing was lost). `block_ms` is cut to fit the client's time-out. Close it with
-    `aclose` (or contextlib.aclosing).
+    told although nothing was lost). `block_ms` is cut to fit the client's time-out. `on_entries` gets entries in
+    the moment in which they come, just before they are yielded. Close it with `aclose` (or contextlib.aclosing).
     """
-    follower = _Follower(client, name, after, block_ms, count, check_seconds)
+    reading = BlockingRead(client, name, block_ms=block_ms, count=count, on_entries=on_entries)
+    follower = _Follower(client, name, after, reading, count, check_seconds)
     backoff = Backoff(initial_seconds=0.05, cap_seconds=2.0, floor_seconds=0.02)
     connected: bool | None = None
-    while True:
-        try:
-            lost = await follower.check_when_due(now=not connected)
-            # What is told first may keep the reader busy, so the stream is looked at again before it is read.
-            entries = await follower.read() if connected and lost is None else None
-        except UnavailableError as error:
-            if connected is not False:
-                yield Disconnected(error)
-            connected = False
-            await asyncio.sleep(backoff.next_delay())
-            continue
-        if not connected:
-            connected = True
-            backoff.reset()
-            yield Connected()
-        if lost is not None:
-            yield lost
-        if entries is not None:
-            yield entries
+    try:
+        while True:
+            try:
+                lost = await follower.check_when_due(now=not connected)
+                # What is told first may keep the reader busy, so the stream is looked at again before it is read.
+                entries = await follower.read() if connected and lost is None else None
+            except UnavailableError as error:
+                if connected is not False:
+                    yield Disconnected(error)
+                connected = False
+                await asyncio.sleep(backoff.next_delay())
+                continue
+            if not connected:
+                connected = True
+                backoff.reset()
+                yield Connected()
+            if lost is not None:
+                yield lost
+            if entries is not None:
+                yield entries
+    finally:
+        await follower.close()
 
 
 class _Follower:
     """The cursor of one tail and what is known about the stream around it."""
 
     def __init__(
-        self, client: Redis, name: str, after: EntryId, block_ms: int, count: int, check_seconds: float
+        self,
+        client: Redis,
+        name: str,
+        after: EntryId,
+        reading: BlockingRead,
+        count: int,
+        check_seconds: float,
     ) -> None:
         self._client = client
         self._name = name
         self._cursor = after
-        self._block_ms = stream.block_ms_of(client, block_ms)
+        self._reading = reading
         self._count = count
         self._check_seconds = check_seconds
         self._checked_at = 0.0
@@ -116,17 +128,16 @@ class _Follower:
         # How many entries the stream had had when the one at the cursor was added; None while unknown.
         self._ordinal: int | None = 0 if after == stream.BEGINNING else None
 
+    async def close(self) -> None:
+        """Lets go of its connection."""
+        await self._reading.close()
+
     async def read(self) -> Entries | None:
         """The next entries, or None when there were none for `block_ms`."""
-        with stream.translating():
-            answer: Any = await self._client.xread(
-                {self._name: str(self._cursor)}, count=self._count, block=self._block_ms
-            )
-        if not answer:
-            return None
-        entries = stream.entries_of(answer[0][1])
+        entries = await self._reading.after(self._cursor)
         if not entries:
-            # Redis 7.0 wakes a reader for what was trimmed before it could be read; the next check tells what is lost.
+            # Redis 7.0 also wakes a reader for what was trimmed before it could be read; the next check tells what
+            # is lost.
             return None
         self._cursor = entries[-1].id
         if self._ordinal is not None:

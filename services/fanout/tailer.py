@@ -77,19 +77,25 @@ class Tailer:
         self._name = stream.log_name(shard)
         self._log_id: str | None = None
         self._is_caught_up = False
+        self._took_seconds = 0.0
 
     async def run(self) -> None:
         """Fills the ring from the end of the log, then follows it, until cancelled; outages are waited out."""
         after = await self._fill_at_start()
         events = tail.tail(
-            self._client, self._name, after, block_ms=self._limits.block_ms, count=self._limits.entries_max
+            self._client,
+            self._name,
+            after,
+            block_ms=self._limits.block_ms,
+            count=self._limits.entries_max,
+            on_entries=self._arrived,
         )
         async with aclosing(events):  # type: ignore[type-var]  # tail is an async generator
             async for event in events:
                 match event:
-                    case tail.Entries(entries, caught_up):
+                    case tail.Entries(_, caught_up):
                         self._is_caught_up = caught_up
-                        await self._round(entries)
+                        await self._rest()
                     case tail.Connected():
                         self.is_connected = True
                         await self._look_again(went_back=False)
@@ -195,20 +201,26 @@ class Tailer:
             self._take_in(taken[start : start + _YIELD_ENTRIES])
             await asyncio.sleep(0)
 
-    async def _round(self, entries: Sequence[Entry]) -> None:
-        """Takes in what was read, wakes the streams once, and rests in proportion to what that cost."""
+    def _arrived(self, entries: Sequence[Entry]) -> None:
+        """Takes in what was read and wakes the streams, on the stack of the socket that it came from."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._take_in(entries)
+        self._took_seconds = loop.time() - began
+
+    async def _rest(self) -> None:
+        """Rests in proportion to what the entries cost."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         # The woken streams' coroutines have their turn before the next read.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        rest_seconds = self._pacing.rest_seconds(loop.time() - began)
+        rest_seconds = self._pacing.rest_seconds(self._took_seconds + loop.time() - began)
         if rest_seconds > 0:
             await asyncio.sleep(rest_seconds)
 
     def _take_in(self, entries: Sequence[Entry]) -> None:
-        batch = log_pb2.LogBatch()
+        batch: log_pb2.LogBatch | None = None
         for entry in entries:
             try:
                 one, unsound = sound_batch(entry.payload or b"")
@@ -218,11 +230,17 @@ class Tailer:
                 metrics.UNREADABLE.labels(self._name).inc()
                 _log.error("entry %s of the log cannot be read, or only in part", entry.id)
             self._index.note(EntryKey(entry.id.ms, entry.id.number), one)
-            batch.runs.extend(one.runs)
-        metrics.TAILED_ENTRIES.inc(len(entries))
-        metrics.TAILED_SIGNALS.inc(sum(len(run.batch.signals) for run in batch.runs))
+            if batch is None:
+                # Most of the time it is the only one, and need not be copied.
+                batch = one
+            else:
+                batch.MergeFrom(one)
+        if batch is None:
+            return
         grown, snapshots = self._intake.apply(batch)
         self._hub.log_grew(grown)
+        metrics.TAILED_ENTRIES.inc(len(entries))
+        metrics.TAILED_SIGNALS.inc(sum(len(run.batch.signals) for run in batch.runs))
         if len(self._hub.ring) > self._limits.masters_max:
             self._intake.discard(lambda log: not self._hub.has_followers(log))
         for master_id in snapshots:
