@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from bench.machine import pinned
 from mesh.errors import MeshError
@@ -16,9 +16,9 @@ _LINES_MAX = 1_000
 
 
 class Worker:
-    """`python -m MODULE …` on one core."""
+    """`python -m MODULE …` on one core, or wherever this process may run."""
 
-    def __init__(self, core: int, module: str, *arguments: str) -> None:
+    def __init__(self, core: int | None, module: str, *arguments: str) -> None:
         self._lines: list[str] = []
         loop = asyncio.get_running_loop()
         self._said = asyncio.Event()
@@ -28,7 +28,7 @@ class Worker:
                 self._lines.append(line)
                 loop.call_soon_threadsafe(self._said.set)
 
-        with pinned(core):
+        with pinned(core) if core is not None else nullcontext():
             command = [sys.executable, "-P", "-m", module, *arguments]
             self._child: Child = spawn(module, command, environment=dict(os.environ), on_line=on_line)
 
@@ -38,7 +38,7 @@ class Worker:
         return self._child.pid
 
     async def line(self, seconds_max: float) -> str:
-        """The first line of JSON that it prints.
+        """The next line of JSON that it prints.
 
         Raises:
             MeshError: it ended, or the time is over, without one.
@@ -47,6 +47,7 @@ class Worker:
             async with asyncio.timeout(seconds_max):
                 while True:
                     if found := next((line for line in self._lines if line.startswith("{")), None):
+                        self._lines.remove(found)
                         return found
                     if self._child.returncode is not None and not self._said.is_set():
                         raise MeshError(f"a benchmark's process ended: {' | '.join(self._lines[-5:])}")
@@ -65,7 +66,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(core: int, module: str, *arguments: str) -> AsyncIterator[Worker]:
+async def worker(core: int | None, module: str, *arguments: str) -> AsyncIterator[Worker]:
     """A worker that is ended with the block."""
     started = Worker(core, module, *arguments)
     try:

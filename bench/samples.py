@@ -23,6 +23,10 @@ class Samples:
         """Takes one sample; a negative one counts as 0."""
         self._microseconds.append(max(0, min(round(seconds * 1e6), 0xFFFF_FFFF)))
 
+    def add_microseconds(self, microseconds: int) -> None:
+        """Takes one sample; a negative one counts as 0."""
+        self._microseconds.append(max(0, min(microseconds, 0xFFFF_FFFF)))
+
     def percentiles_ms(self, ranks: Iterable[float] = RANKS) -> dict[str, float]:
         """By nearest rank over all samples; `{"p99": 1.234}`. Empty without samples."""
         ordered = sorted(self._microseconds)

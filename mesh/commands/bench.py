@@ -94,3 +94,47 @@ def fanout(
     print_table(Console(), report.machine, report.results)
     if json_file:
         write_json(json_file, report.machine, report.results)
+
+
+@bench.command("end-to-end")
+def end_to_end(
+    json_file: JsonFile = None,
+    plot_file: PlotFile = None,
+    seconds: Seconds = 4,
+    runs: Runs = 5,
+    subscribers: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=1_000, help="How many subscribe; again for another number. [default: 1, 100]"
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=0, max=100, help="Runs, in all, to make anew when others disturb them.")
+    ] = 8,
+    yardstick: Annotated[bool, typer.Option(help="Measure NATS JetStream beside it.")] = True,
+) -> None:
+    """Time from a master's send to its subscribers' receipt at 1,000 signals a second."""
+    from rich.console import Console
+
+    from bench.end_to_end import EndToEndOptions, measure
+    from bench.result import check_writable, print_table, write_json
+    from mesh.process import run_until_signalled
+
+    for path in (json_file, plot_file):
+        check_writable(path)
+    console = Console(stderr=True)
+    options = EndToEndOptions(
+        subscribers=tuple(dict.fromkeys(subscribers or (1, 100))),
+        seconds=seconds,
+        runs=runs,
+        repeats=repeats,
+        with_yardstick=yardstick,
+    )
+    report = run_until_signalled(
+        measure(options, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    )
+    print_table(Console(), report.machine, report.results)
+    if json_file:
+        write_json(json_file, report.machine, report.results)
+    if plot_file:
+        plot_file.write_text(report.chart(), encoding="utf-8")
