@@ -104,7 +104,12 @@ async def call(
         return [await channel.stream_unary(path)(requests(), **options)]
     if kind == "StreamStream":
         return [answer async for answer in channel.stream_stream(path)(requests(), **options)]
-    return [answer async for answer in channel.unary_stream(path)(request, **options)]
+    stream = channel.unary_stream(path)(request, **options)
+    try:
+        return [answer async for answer in stream]
+    finally:
+        # A task that is cancelled while its call begins leaves the call to the garbage collector.
+        stream.cancel()
 
 
 async def failure(attempt: Awaitable[object]) -> ServiceError:
