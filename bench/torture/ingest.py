@@ -22,7 +22,7 @@ from bench.authority import answering
 from bench.front_door import FrontDoorProcess, front_door
 from bench.torture.log_reading import read_masters
 from bench.torture.masters import WatchedMaster, trading
-from bench.torture.promises import MasterLog, judge
+from bench.torture.promises import MasterLog, judge, unexplained_losses
 from execution.common.v1 import position_pb2
 from mesh.embedded import RedisServer, redis
 from mesh.embedded.redis import AppendFsync
@@ -219,18 +219,6 @@ def _judge_all(run: _Torture, logs: dict[int, MasterLog]) -> None:
             report.problems.append(
                 f"master {one.master_id}: the log ends at {log.last}, {one.master.last_sequence} was put in"
             )
-        report.problems += _unexplained_losses(one.master_id, log.log_losses_at_us, run.cuts_at_us)
+        report.problems += unexplained_losses(log, run.cuts_at_us)
     if report.gaps:
         report.problems.append(f"{report.gaps} gaps are in the log though no signal was refused")
-
-
-def _unexplained_losses(master_id: int, losses_at_us: list[int], cuts_at_us: list[int]) -> list[str]:
-    """A kill alone loses nothing at either level: each loss needs a cut of its own between it and the one before."""
-    problems, before_us = [], 0
-    for at_us in losses_at_us:
-        if not any(before_us < cut_at_us < at_us for cut_at_us in cuts_at_us):
-            problems.append(
-                f"master {master_id}: history was lost though no file was cut since the last loss"
-            )
-        before_us = at_us
-    return problems

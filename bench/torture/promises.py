@@ -137,5 +137,17 @@ def judge(promises: Promises, log: MasterLog) -> Verdict:
     return Verdict(sum(map(len, promises.spans)), lost, problems)
 
 
+def unexplained_losses(log: MasterLog, cuts_at_us: list[int]) -> list[str]:
+    """A kill alone loses nothing: each loss needs a cut of the file between it and the loss before."""
+    problems, before_us = [], 0
+    for at_us in log.log_losses_at_us:
+        if not any(before_us < cut_at_us < at_us for cut_at_us in cuts_at_us):
+            problems.append(
+                f"master {log.master_id}: history was lost though no file was cut since the last loss"
+            )
+        before_us = at_us
+    return problems
+
+
 def _overlap(one: Span, other: Span) -> int:
     return max(0, min(one.last, other.last) - max(one.first, other.first) + 1)

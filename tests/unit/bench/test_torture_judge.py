@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.torture.promises import MasterLog, Promises, Span, judge
+from bench.torture.promises import MasterLog, Promises, Span, judge, unexplained_losses
 from execution.common.v1 import position_pb2, signal_pb2
 from execution.ingest.v1 import frames_pb2, log_pb2
 
@@ -86,3 +86,21 @@ def test_a_batch_that_does_not_fill_its_run_is_a_violation():
 
 def test_promises_join_within_an_epoch():
     assert promises((1, 3), (1, 5), (2, 9)).spans == [Span(1, 1, 5), Span(2, 6, 9)]
+
+
+@pytest.mark.parametrize(
+    ("losses_at_us", "cuts_at_us", "unexplained"),
+    [
+        ([], [], 0),
+        ([20], [10], 0),
+        ([20, 40], [10, 30], 0),
+        # Both cuts hit before the master could log in between them.
+        ([40], [10, 30], 0),
+        ([20], [], 1),
+        ([20], [30], 1),
+        ([20, 25], [10], 1),
+    ],
+)
+def test_each_loss_needs_a_cut_of_its_own(losses_at_us: list[int], cuts_at_us: list[int], unexplained: int):
+    log = MasterLog(7, log_losses_at_us=losses_at_us)
+    assert len(unexplained_losses(log, cuts_at_us)) == unexplained
