@@ -18,35 +18,34 @@ from execution.ledger.v1 import (
 )
 from services.common import admin, h2grpc, rpc, siblings, stream, tasks, tls
 from services.common import log as signal_log
-from services.common.clock import SystemClock
+from services.common.clock import Clock, SystemClock
 from services.common.log import SignalLog
 from services.common.settings import Address
 from services.common.stream import Redis
-from services.fanout.acknowledgements import AcknowledgementLimits, Acknowledgements
-from services.fanout.backlog import Backlog, BacklogLimits
+from services.fanout import limits
+from services.fanout.acknowledgements import Acknowledgements
+from services.fanout.backlog import Backlog
 from services.fanout.catch_up import CatchUp
 from services.fanout.delivery import Delivery, Needs
 from services.fanout.domain import errors
 from services.fanout.domain.index import LogIndex
 from services.fanout.domain.intake import Intake
-from services.fanout.domain.lag import LagLimits
-from services.fanout.domain.pacing import Pacing
 from services.fanout.domain.ring import Ring
-from services.fanout.domain.stream import StreamLimits, Turn
-from services.fanout.entitlements import Changes, EntitlementLimits, Entitlements, LedgerEvents
+from services.fanout.domain.stream import Turn
+from services.fanout.entitlements import Changes, Entitlements, LedgerEvents
 from services.fanout.front_door import FrontDoor, request_from_nobody
 from services.fanout.full_syncs import FullSyncs
-from services.fanout.hub import Hub, HubLimits
+from services.fanout.hub import Hub
 from services.fanout.live import LiveEntitlements
 from services.fanout.opening import Opening
-from services.fanout.recorder import Recorder, RecordLimits
+from services.fanout.recorder import Recorder
 from services.fanout.servicer import ALLOWED, Calls, FanoutServicer, add_to_server
 from services.fanout.settings import FanoutSettings
 from services.fanout.shared_servicer import SharedFanoutServicer
-from services.fanout.snapshots import Ask, SnapshotLimits, Snapshots
+from services.fanout.snapshots import Ask, Snapshots
 from services.fanout.standing import Standing
 from services.fanout.stream_tasks import StreamTasks
-from services.fanout.tailer import Tailer, TailLimits
+from services.fanout.tailer import Tailer
 from services.fanout.tailers import Tailers
 
 Server: TypeAlias = rpc.Server | h2grpc.Server
@@ -59,6 +58,38 @@ class Running:
     port: int
     admin_port: int
     hub: Hub
+
+
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    """What lies outside."""
+
+    client: Redis
+    log: SignalLog
+    ledger: grpc.aio.Channel
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What comes from the log, as it grows and from further back, and who is told."""
+
+    hub: Hub
+    backlog: Backlog
+    catch_up: CatchUp
+    snapshots: Snapshots
+    tailers: Tailers
+
+
+@dataclass(frozen=True, slots=True)
+class _Readers:
+    """What is known of subscribers, and told to the ledger."""
+
+    entitlements: Entitlements
+    live: LiveEntitlements
+    recorder: Recorder
+    standing: Standing
+    tasks: StreamTasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +119,7 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
         log = await stack.enter_async_context(signal_log.connect(settings))
         ledger = await stack.enter_async_context(_channel(settings, settings.ledger_address))
         ask = await _front_door(stack, settings)
-        parts = await _parts(stack, settings, client, log, ledger, ask)
+        parts = await _parts(stack, settings, _Peers(client, log, ledger, ask))
         readiness = admin.Readiness()
         readiness.add("log", lambda: parts.tailers.is_filled)
         readiness.add("redis", lambda: parts.tailers.is_connected, gates=False)
@@ -160,46 +191,103 @@ async def _announce(server: Server, parts: _Parts) -> None:
     await server.set_all_serving(True)
 
 
-async def _parts(
-    stack: AsyncExitStack,
-    settings: FanoutSettings,
-    client: Redis,
-    log: SignalLog,
-    ledger: grpc.aio.Channel,
-    ask: Ask,
-) -> _Parts:
+async def _parts(stack: AsyncExitStack, settings: FanoutSettings, peers: _Peers) -> _Parts:
     clock = SystemClock()
+    reading = await _reading(stack, settings, peers, clock)
+    readers = await _readers(stack, settings, peers, reading, clock)
+    hub, tailers = reading.hub, reading.tailers
+    changes = Changes(
+        readers.live.on_subscription,
+        readers.live.on_license,
+        readers.live.on_full_sync,
+        readers.live.on_unsure,
+    )
+    events = LedgerEvents(peers.client, readers.entitlements, changes, block_ms=settings.tail_block_ms)
+    acknowledgements = Acknowledgements(peers.client, hub, clock, limits.of_acknowledgement(settings))
+
+    def on_turned(delivery: Delivery, turn: Turn) -> None:
+        readers.recorder.turned(delivery.stream.reader.user_id, turn)
+
+    servicer = FanoutServicer(
+        hub=hub,
+        ready=lambda: tailers.is_filled and events.following.is_set(),
+        entitlements=readers.entitlements,
+        live=readers.live,
+        opening=Opening(peers.log, hub.ring, reading.backlog, clock, limits.of_stream(settings)),
+        snapshots=reading.snapshots,
+        recorder=readers.recorder,
+        acknowledgements=acknowledgements,
+        standing=readers.standing,
+        tasks=readers.tasks,
+        needs=Needs(page=reading.catch_up.fetch, turned=on_turned),
+        clock=clock,
+        lag_limits=limits.of_lag(settings),
+    )
+    return _Parts(hub, tailers, events, readers.live, readers.recorder, acknowledgements, servicer)
+
+
+async def _reading(stack: AsyncExitStack, settings: FanoutSettings, peers: _Peers, clock: Clock) -> _Reading:
+    log = peers.log
     ring = Ring(
         records_per_master_max=settings.ring_records_per_master_max,
         memory_bytes_max=settings.ring_memory_bytes_max,
     )
-    indexes = [_index(settings) for _ in log.shards]
+    indexes = [limits.new_index(settings) for _ in log.shards]
     intake = Intake(ring, tracked_positions_max=settings.tracked_positions_per_master_max)
-    hub = Hub(ring, clock, _hub_limits(settings))
-    backlog = Backlog(
-        log, indexes, archive_service_pb2_grpc.ArchiveServiceStub(ledger), _backlog_limits(settings)
+    hub = Hub(ring, clock, limits.of_hub(settings))
+    archive = archive_service_pb2_grpc.ArchiveServiceStub(peers.ledger)
+    backlog = Backlog(log, indexes, archive, limits.of_backlog(settings))
+    catch_up = CatchUp(backlog, clock, attempts_max=settings.backlog_attempts_max)
+    snapshots = Snapshots(log, backlog, peers.ask, clock, limits.of_snapshot(settings))
+
+    def on_replaced(shard: int) -> None:
+        backlog.forget(shard)
+        hub.end_following(lambda master_id: log.shard_of(master_id) == shard, errors.log_replaced())
+
+    def tailer(shard: int, index: LogIndex) -> Tailer:
+        pacing, tail_limits = limits.new_pacing(settings), limits.of_tail(settings)
+        return Tailer(
+            log,
+            shard,
+            intake,
+            index,
+            hub,
+            pacing,
+            tail_limits,
+            on_snapshot=snapshots.stored,
+            on_replaced=on_replaced,
+        )
+
+    return _Reading(
+        hub,
+        backlog,
+        await stack.enter_async_context(catch_up),
+        await stack.enter_async_context(snapshots),
+        Tailers([tailer(shard, index) for shard, index in enumerate(indexes)]),
     )
-    catch_up = await stack.enter_async_context(
-        CatchUp(backlog, clock, attempts_max=settings.backlog_attempts_max)
-    )
-    snapshots = await stack.enter_async_context(
-        Snapshots(log, backlog, ask, clock, _snapshot_limits(settings))
-    )
-    entitlements = Entitlements(
-        license_service_pb2_grpc.LicenseServiceStub(ledger), clock, _entitlement_limits(settings)
-    )
-    subscriptions = subscription_service_pb2_grpc.SubscriptionServiceStub(ledger)
-    recorder = Recorder(subscriptions, _record_limits(settings))
+
+
+async def _readers(
+    stack: AsyncExitStack, settings: FanoutSettings, peers: _Peers, reading: _Reading, clock: Clock
+) -> _Readers:
+    licenses = license_service_pb2_grpc.LicenseServiceStub(peers.ledger)
+    subscriptions = subscription_service_pb2_grpc.SubscriptionServiceStub(peers.ledger)
+    entitlements = Entitlements(licenses, clock, limits.of_entitlement(settings))
+    recorder = Recorder(subscriptions, limits.of_record(settings))
     stream_tasks = await stack.enter_async_context(StreamTasks())
     full_syncs = FullSyncs(
-        snapshots,
+        reading.snapshots,
         stream_tasks,
         clock,
         retry_seconds_max=settings.full_sync_retry_seconds_max,
         on_done=recorder.full_sync_done,
     )
     live = LiveEntitlements(
-        hub, entitlements, full_syncs, clock, refresh_interval_seconds=settings.refresh_interval_seconds
+        reading.hub,
+        entitlements,
+        full_syncs,
+        clock,
+        refresh_interval_seconds=settings.refresh_interval_seconds,
     )
     standing = Standing(
         subscriptions,
@@ -209,49 +297,7 @@ async def _parts(
         calls_max=settings.standing_calls_max,
         retry_seconds_max=settings.standing_retry_seconds_max,
     )
-
-    def on_replaced(shard: int) -> None:
-        backlog.forget(shard)
-        hub.end_following(lambda master_id: log.shard_of(master_id) == shard, errors.log_replaced())
-
-    def on_turned(delivery: Delivery, turn: Turn) -> None:
-        recorder.turned(delivery.stream.reader.user_id, turn)
-
-    tailers = Tailers(
-        [
-            Tailer(
-                log,
-                shard,
-                intake,
-                index,
-                hub,
-                _pacing(settings),
-                _tail_limits(settings),
-                on_snapshot=snapshots.stored,
-                on_replaced=on_replaced,
-            )
-            for shard, index in enumerate(indexes)
-        ]
-    )
-    changes = Changes(live.on_subscription, live.on_license, live.on_full_sync, live.on_unsure)
-    events = LedgerEvents(client, entitlements, changes, block_ms=settings.tail_block_ms)
-    acknowledgements = Acknowledgements(client, hub, clock, _acknowledgement_limits(settings))
-    servicer = FanoutServicer(
-        hub=hub,
-        ready=lambda: tailers.is_filled and events.following.is_set(),
-        entitlements=entitlements,
-        live=live,
-        opening=Opening(log, ring, backlog, clock, _stream_limits(settings)),
-        snapshots=snapshots,
-        recorder=recorder,
-        acknowledgements=acknowledgements,
-        standing=standing,
-        tasks=stream_tasks,
-        needs=Needs(page=catch_up.fetch, turned=on_turned),
-        clock=clock,
-        lag_limits=_lag_limits(settings),
-    )
-    return _Parts(hub, tailers, events, live, recorder, acknowledgements, servicer)
+    return _Readers(entitlements, live, recorder, standing, stream_tasks)
 
 
 async def _front_door(stack: AsyncExitStack, settings: FanoutSettings) -> Ask:
@@ -275,109 +321,4 @@ def _channel(settings: FanoutSettings, address: Address) -> AbstractAsyncContext
         ],
         call_timeout_seconds=settings.peer_call_timeout_seconds,
         message_bytes_max=settings.grpc_message_bytes_max,
-    )
-
-
-def _hub_limits(settings: FanoutSettings) -> HubLimits:
-    return HubLimits(
-        streams_max=settings.streams_max,
-        streams_per_user_max=settings.streams_per_user_max,
-        stream_age_seconds_max=settings.stream_age_seconds_max,
-        progress_interval_seconds=settings.progress_interval_seconds,
-        # The second half of the grace is for those that end slowly.
-        drain_jitter_seconds=min(settings.drain_jitter_seconds, settings.drain_grace_seconds / 2),
-        messages=_stream_limits(settings),
-        first_stream_id=settings.first_stream_id,
-    )
-
-
-def _stream_limits(settings: FanoutSettings) -> StreamLimits:
-    return StreamLimits(
-        message_bytes_max=settings.message_bytes_max,
-        message_signals_max=settings.message_signals_max,
-        progress_interval_seconds=settings.progress_interval_seconds,
-    )
-
-
-def _lag_limits(settings: FanoutSettings) -> LagLimits:
-    return LagLimits(
-        signals_max=settings.lag_signals_max,
-        bytes_max=settings.lag_bytes_max,
-        seconds_max=settings.lag_seconds_max,
-        catch_up_seconds_max=settings.catch_up_seconds_max,
-        unacknowledged_seconds_max=settings.unacknowledged_seconds_max,
-    )
-
-
-def _index(settings: FanoutSettings) -> LogIndex:
-    return LogIndex(
-        marks_max=max(1, settings.index_marks_max // settings.log_shards),
-        block_entries=settings.index_block_entries,
-    )
-
-
-def _pacing(settings: FanoutSettings) -> Pacing:
-    # The load of all shards together is what counts.
-    return Pacing(
-        load_max=settings.load_max / settings.log_shards,
-        delay_seconds_max=settings.coalescing_delay_seconds_max,
-    )
-
-
-def _tail_limits(settings: FanoutSettings) -> TailLimits:
-    return TailLimits(
-        fill_entries_max=settings.fill_entries_max // settings.log_shards,
-        fill_bytes_max=settings.fill_bytes_max // settings.log_shards,
-        block_ms=settings.tail_block_ms,
-        entries_max=settings.tail_entries_max,
-        masters_max=settings.ring_masters_max,
-        audit_interval_seconds=settings.audit_interval_seconds,
-    )
-
-
-def _backlog_limits(settings: FanoutSettings) -> BacklogLimits:
-    return BacklogLimits(
-        walk_entries_max=settings.walk_entries_max,
-        page_records_max=settings.page_records_max,
-        pages_cached_max=settings.pages_cached_max,
-        reads_max=settings.backlog_reads_max,
-        timeout_seconds=settings.backlog_timeout_seconds,
-    )
-
-
-def _snapshot_limits(settings: FanoutSettings) -> SnapshotLimits:
-    return SnapshotLimits(
-        wait_seconds=settings.snapshot_wait_seconds,
-        poll_seconds=settings.snapshot_poll_seconds,
-        waits_max=settings.snapshot_waits_max,
-    )
-
-
-def _entitlement_limits(settings: FanoutSettings) -> EntitlementLimits:
-    return EntitlementLimits(
-        cached_max=settings.authenticate_cached_max,
-        cached_seconds=settings.authenticate_cached_seconds,
-        refused_seconds=settings.authenticate_refused_seconds,
-        calls_max=settings.authenticate_calls_max,
-        recent_max=settings.recent_changes_max,
-    )
-
-
-def _record_limits(settings: FanoutSettings) -> RecordLimits:
-    return RecordLimits(
-        interval_seconds=settings.record_interval_seconds,
-        batch_max=settings.record_batch_max,
-        pending_max=settings.record_pending_max,
-        transitions_max=settings.record_transitions_max,
-        timeout_seconds=settings.peer_call_timeout_seconds,
-    )
-
-
-def _acknowledgement_limits(settings: FanoutSettings) -> AcknowledgementLimits:
-    return AcknowledgementLimits(
-        interval_seconds=settings.record_interval_seconds,
-        batch_max=settings.acknowledge_batch_max,
-        pending_max=settings.record_pending_max,
-        entries_max=settings.acknowledge_entries_max,
-        block_ms=settings.tail_block_ms,
     )
