@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ecp_client.account import HoldingState
+from ecp_client.books import Book
 from ecp_client.clock import ServerClock
-from ecp_client.copying import Action, CopySettings, Reason, differences
+from ecp_client.copying import Action, CopySettings, Reason, Scaling, differences
 from ecp_client.disk import FsyncPolicy
 from ecp_client.errors import ClosedError, JournalError, JournalLockedError, SettingsError
 from ecp_client.positions import Position
@@ -29,7 +30,7 @@ from ecp_client.subscriber.recovery import recover
 from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.common.v1 import signal_pb2 as common_pb
 from execution.fanout.v1 import fanout_service_pb2 as pb
-from tests.unit.clients.made import sequenced, signal
+from tests.unit.clients.made import lots, sequenced, signal
 
 OPEN, CLOSE = common_pb.SIGNAL_KIND_OPEN, common_pb.SIGNAL_KIND_CLOSE
 P = Position
@@ -112,7 +113,9 @@ class TestFiles:
 class Process:
     """One run of a subscriber without its network."""
 
-    def __init__(self, folder: Path, start: Start = Start.BEGINNING, **copy: object) -> None:
+    def __init__(
+        self, folder: Path, start: Start = Start.BEGINNING, equity: int | None = None, **copy: object
+    ) -> None:
         settings = SubscriberSettings(
             addresses=["127.0.0.1:1"],
             license_token="t",
@@ -121,9 +124,8 @@ class Process:
         )
         self.events: list[SubscriberEvent] = []
         self.journal = Journal(folder)
-        self.processor = Processor(
-            settings, Hooks(on_event=self.events.append), self.journal, recover(folder), ServerClock(0, 0)
-        )
+        hooks = Hooks(on_event=self.events.append, equity=lambda: equity)
+        self.processor = Processor(settings, hooks, self.journal, recover(folder), ServerClock(0, 0))
         self.asked = self.processor.session.request().masters[0]
 
     def signals(self, *signals: common_pb.Signal, first: int) -> list[int]:
@@ -192,6 +194,33 @@ class TestAnotherProcess:
         assert {holding.state for holding in other.following.copier.account.holdings.values()} == {
             HoldingState.HELD
         }
+
+    @pytest.mark.parametrize("replayed", [True, False])
+    def test_a_volume_that_depended_on_equity_stays_what_it_was(self, begin: Begin, replayed: bool) -> None:
+        """Whether the signal comes again or a snapshot stands for it."""
+        book = Book()
+        book.equity_e8 = 20_000
+        one = begin(scaling=Scaling.EQUITY, equity=5_000)
+        one.snapshot(book.to_snapshot(1, 1, 0, epoch=1))
+        opening = signal(OPEN, 7, volume_lots_e8=lots("1"))
+        one.signals(opening, first=2)
+        (held,) = one.following.copier.account.held()
+        assert held.volume_lots_e8 == lots("0.25")
+        one.crash()
+        other = begin(scaling=Scaling.EQUITY, equity=50_000)
+        if replayed:
+            assert other.asked.after.sequence == 1
+            other.signals(opening, first=2)
+        else:
+            book.apply(opening, 2)
+            other.snapshot(book.to_snapshot(1, 2, 0, epoch=1))
+        assert list(other.following.copier.account.held()) == [held]
+
+    def test_a_scale_that_cannot_be_read_is_told(self, tmp_path: Path) -> None:
+        with Journal(tmp_path) as journal:
+            journal.append(encode(Entry(EntryType.SCALE, 1, P(1, 1), P(1, 1), 0, body=b"1/0")))
+        with pytest.raises(JournalError, match="scale of master 1"):
+            recover(tmp_path)
 
     def test_knows_what_was_opened_when_it_can_only_begin_with_a_snapshot(self, begin: Begin) -> None:
         one = begin(symbols=frozenset({"EURUSD"}))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ecp_client.account import Account
 from ecp_client.books import Book
-from ecp_client.copying import Action, Copier, CopySettings, Reason, differences, reconcile
+from ecp_client.copying import Action, Copier, CopySettings, Reason, Scaling, differences, reconcile
 from execution.common.v1 import signal_pb2 as pb
 from execution.common.v1 import snapshot_pb2
 from tests.property.clients.naive_account import NaiveAccount, Orders, Positions, Wish, wishes
@@ -15,14 +15,20 @@ from tests.unit.clients.made import sequenced
 
 histories = st.lists(wishes, min_size=15, max_size=60)
 
+_common = {
+    "volume_max_e8": st.sampled_from([0, 50_000_000]),
+    "reverse": st.booleans(),
+    "copy_pending": st.booleans(),
+    "sides": st.sampled_from([frozenset({1, 2}), frozenset({1})]),
+    "symbol_map": st.sampled_from([{}, {"EURUSD": "EURUSD.x"}]),
+}
 copy_settings = st.builds(
+    CopySettings, volume_multiplier_e4=st.sampled_from([10_000, 5_000, 3_333, 25_000, 50]), **_common
+) | st.builds(
     CopySettings,
-    volume_multiplier_e4=st.sampled_from([10_000, 5_000, 3_333, 25_000, 50]),
-    volume_max_e8=st.sampled_from([0, 50_000_000]),
-    reverse=st.booleans(),
-    copy_pending=st.booleans(),
-    sides=st.sampled_from([frozenset({1, 2}), frozenset({1})]),
-    symbol_map=st.sampled_from([{}, {"EURUSD": "EURUSD.x"}]),
+    scaling=st.just(Scaling.FIXED),
+    volume_fixed_e8=st.sampled_from([30_000_000, 1_000_000, 777_777_777]),
+    **_common,
 )
 
 

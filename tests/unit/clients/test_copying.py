@@ -1,42 +1,22 @@
-"""What a subscriber copies, resizes and skips, and why; and what a full sync plans."""
+"""What a subscriber copies, resizes and skips, and why."""
 
 from __future__ import annotations
 
 import pytest
 
 from ecp_client.account import HoldingState
-from ecp_client.books import Book
 from ecp_client.copying import (
     Action,
     Copier,
     CopySettings,
     Decision,
-    Plan,
     Reason,
-    Step,
     differences,
-    explain,
-    reconcile,
 )
 from ecp_client.copying.positions import tightens
-from ecp_client.errors import SettingsError
 from execution.common.v1 import signal_pb2 as pb
-from tests.unit.clients.made import lots, price, sequenced, signal
-
-OPEN, CLOSE = pb.SIGNAL_KIND_OPEN, pb.SIGNAL_KIND_CLOSE
-NOW_US = 1_000_000
-
-
-def take(copier: Copier, one: pb.Signal, now_us: int = NOW_US, *, degraded: bool = False) -> Decision:
-    return copier.take(sequenced(one), now_us, degraded=degraded)
-
-
-def copier(**settings: object) -> Copier:
-    return Copier(CopySettings(**settings))  # type: ignore[arg-type]  # the caller names settings
-
-
-def outcome(decision: Decision) -> tuple[Action, Reason, int]:
-    return decision.action, decision.reason, decision.volume_lots_e8
+from tests.unit.clients.copied import CLOSE, NOW_US, OPEN, copier, outcome, place, take
+from tests.unit.clients.made import lots, price, signal
 
 
 class TestOpening:
@@ -238,14 +218,9 @@ class TestNetting:
 
 
 class TestPendingOrders:
-    PLACE = pb.SIGNAL_KIND_PENDING_PLACE
-
-    def place(self, order_type: pb.OrderType.ValueType = pb.ORDER_TYPE_LIMIT, **fields: object) -> pb.Signal:
-        return signal(self.PLACE, 0, order_id=3, order_type=order_type, **fields)
-
     def test_an_order_lives_like_the_masters(self) -> None:
         client = copier()
-        assert take(client, self.place()).order_type == pb.ORDER_TYPE_LIMIT
+        assert take(client, place()).order_type == pb.ORDER_TYPE_LIMIT
         changed = signal(pb.SIGNAL_KIND_PENDING_MODIFY, 0, order_id=3, price_e8=5, expires_at_us=6)
         assert take(client, changed).price_e8 == 5
         assert take(client, signal(pb.SIGNAL_KIND_PENDING_CANCEL, 0, order_id=3)).action is Action.COPY
@@ -261,16 +236,16 @@ class TestPendingOrders:
     def test_reversed_a_limit_is_a_stop(
         self, order_type: pb.OrderType.ValueType, turned: pb.OrderType.ValueType
     ) -> None:
-        decision = take(copier(reverse=True), self.place(order_type))
+        decision = take(copier(reverse=True), place(order_type))
         assert (decision.order_type, decision.side) == (turned, pb.SIDE_SELL)
 
     def test_a_stop_limit_has_no_reverse(self) -> None:
-        decision = take(copier(reverse=True), self.place(pb.ORDER_TYPE_STOP_LIMIT))
+        decision = take(copier(reverse=True), place(pb.ORDER_TYPE_STOP_LIMIT))
         assert decision.reason is Reason.NOT_REPRESENTABLE
 
     def test_without_pending_orders_the_fill_is_a_market_order(self) -> None:
         client = copier(copy_pending=False)
-        assert take(client, self.place()).reason is Reason.KIND_FILTER
+        assert take(client, place()).reason is Reason.KIND_FILTER
         cancelled = signal(pb.SIGNAL_KIND_PENDING_MODIFY, 0, order_id=3)
         assert take(client, cancelled).reason is Reason.NOT_HELD
         fill = signal(pb.SIGNAL_KIND_PENDING_FILL, 9, order_id=3)
@@ -278,7 +253,7 @@ class TestPendingOrders:
 
     def test_the_accounts_own_order_fills_however_late_the_news(self) -> None:
         client = copier(max_signal_age_ms=1)
-        take(client, self.place())
+        take(client, place())
         fill = signal(pb.SIGNAL_KIND_PENDING_FILL, 9, order_id=3)
         assert take(client, fill, NOW_US * 9, degraded=True).action is Action.COPY
 
@@ -288,7 +263,7 @@ class TestPendingOrders:
 
     def test_what_the_user_cancelled_does_not_fill(self) -> None:
         client = copier()
-        take(client, self.place())
+        take(client, place())
         assert client.account.order_cancelled_by_user(3)
         fill = signal(pb.SIGNAL_KIND_PENDING_FILL, 9, order_id=3)
         assert take(client, fill).reason is Reason.CLOSED_BY_USER
@@ -296,131 +271,9 @@ class TestPendingOrders:
 
     def test_degraded_orders_are_neither_placed_nor_moved_but_cancelled(self) -> None:
         client = copier()
-        assert take(client, self.place(), degraded=True).reason is Reason.DEGRADED
-        take(client, self.place())
+        assert take(client, place(), degraded=True).reason is Reason.DEGRADED
+        take(client, place())
         moved = signal(pb.SIGNAL_KIND_PENDING_MODIFY, 0, order_id=3, price_e8=5)
         assert take(client, moved, degraded=True).reason is Reason.DEGRADED
         cancel = signal(pb.SIGNAL_KIND_PENDING_CANCEL, 0, order_id=3)
         assert take(client, cancel, degraded=True).action is Action.COPY
-
-
-def sync(client: Copier, *signals: pb.Signal, now_us: int = NOW_US, **more: object) -> Plan:
-    """A full sync with the snapshot of a master that did these signals."""
-    book = Book()
-    for sequence, one in enumerate(signals, 1):
-        book.apply(one, sequence)
-    return reconcile(client, Book.from_snapshot(book.to_snapshot(1, 9, 0)), now_us, **more)  # type: ignore[arg-type]
-
-
-def steps(plan: Plan) -> list[tuple[Step, int]]:
-    return [(action.step, action.ticket) for action in plan.actions]
-
-
-class TestFullSync:
-    def test_closes_come_before_openings(self) -> None:
-        client = copier()
-        take(client, signal(OPEN, 1))
-        take(client, TestPendingOrders().place())
-        placed = signal(TestPendingOrders.PLACE, 0, order_id=5, order_type=pb.ORDER_TYPE_STOP)
-        plan = sync(client, signal(OPEN, 2), placed)
-        assert steps(plan) == [(Step.CLOSE, 1), (Step.CANCEL, 3), (Step.OPEN, 2), (Step.PLACE, 5)]
-        assert list(differences(client, client.mirror)) == []
-
-    def test_volume_and_stops_are_adjusted(self) -> None:
-        client = copier()
-        take(client, signal(OPEN, 1))
-        plan = sync(client, signal(OPEN, 1, volume_lots_e8=lots("0.04"), stop_loss_e8=9))
-        assert steps(plan) == [(Step.ADJUST, 1)]
-        assert (plan.actions[0].decision.volume_lots_e8, plan.actions[0].decision.stop_loss_e8) == (
-            lots("0.04"),
-            9,
-        )
-
-    def test_an_order_is_adjusted(self) -> None:
-        client = copier()
-        take(client, TestPendingOrders().place())
-        assert steps(sync(client, TestPendingOrders().place(price_e8=5))) == [(Step.ADJUST_ORDER, 3)]
-
-    def test_what_is_too_old_is_not_opened_late(self) -> None:
-        plan = sync(copier(max_signal_age_ms=1), signal(OPEN, 1), now_us=NOW_US * 9)
-        assert not plan
-        assert plan.skipped == ((1, Reason.LATENCY),)
-
-    def test_what_was_refused_stays_refused(self) -> None:
-        client = Copier(CopySettings(), protection=lambda _one, _decision: Reason.SPREAD)
-        take(client, signal(OPEN, 1))
-        take(client, TestPendingOrders().place())
-        plan = sync(client, signal(OPEN, 1), TestPendingOrders().place())
-        assert not plan
-        assert plan.skipped == ((1, Reason.SPREAD), (3, Reason.SPREAD))
-
-    def test_what_was_skipped_while_degraded_is_looked_at_again(self) -> None:
-        client = copier()
-        take(client, signal(OPEN, 1), degraded=True)
-        take(client, TestPendingOrders().place(), degraded=True)
-        plan = sync(client, signal(OPEN, 1), TestPendingOrders().place())
-        assert steps(plan) == [(Step.OPEN, 1), (Step.PLACE, 3)]
-
-    def test_what_the_terminal_no_longer_has_was_closed_by_hand(self) -> None:
-        client = copier()
-        take(client, signal(OPEN, 1))
-        take(client, signal(OPEN, 2))
-        plan = sync(client, signal(OPEN, 1), signal(OPEN, 2), held={2})
-        assert not plan
-        assert plan.skipped == ((1, Reason.CLOSED_BY_USER),)
-
-    def test_a_refused_enlargement_is_not_made_up_for_but_a_reduction_is(self) -> None:
-        client = copier(max_signal_age_ms=1)
-        take(client, signal(OPEN, 1))
-        take(client, signal(OPEN, 1, volume_lots_e8=lots("0.3")), NOW_US * 9)
-        plan = sync(client, signal(OPEN, 1, volume_lots_e8=lots("0.3"), stop_loss_e8=4))
-        assert steps(plan) == [(Step.ADJUST, 1)]
-        assert plan.actions[0].decision.volume_lots_e8 == lots("0.10")
-        plan = sync(client, signal(OPEN, 1, volume_lots_e8=lots("0.05"), stop_loss_e8=4))
-        assert plan.actions[0].decision.volume_lots_e8 == lots("0.05")
-
-    def test_differences_are_named(self) -> None:
-        client = copier()
-        take(client, signal(OPEN, 1))
-        take(client, TestPendingOrders().place())
-        master = Book()
-        master.apply(signal(OPEN, 1, volume_lots_e8=lots("0.2")))
-        master.apply(signal(OPEN, 2))
-        assert [str(one) for one in differences(client, master)] == [
-            "position 1: volume_lots_e8 is 10000000, not 20000000",
-            "position 2: presence is False, not True",
-            "order 3: presence is True, not False",
-        ]
-        assert len(list(differences(client, master, allow_missing=True))) == 2
-
-
-class TestSettings:
-    @pytest.mark.parametrize(
-        "settings",
-        [
-            {"volume_multiplier_e4": 0},
-            {"volume_step_e8": 0},
-            {"volume_min_e8": -1},
-            {"max_signal_age_ms": -1},
-            {"volume_min_e8": 10, "volume_max_e8": 5},
-        ],
-    )
-    def test_bad_values_are_refused(self, settings: dict[str, int]) -> None:
-        with pytest.raises(SettingsError):
-            CopySettings(**settings)  # type: ignore[arg-type]
-
-    def test_every_reason_is_explained(self) -> None:
-        settings = CopySettings(max_signal_age_ms=5, max_slippage_e8=7)
-        one = signal(OPEN, 7)
-        said = {explain(one, Decision(Action.SKIP, reason), settings) for reason in Reason}
-        assert len(said) == len(Reason)
-        assert all(sentence.startswith("Skipped open of EURUSD #7: ") for sentence in said)
-
-    def test_a_copy_and_a_resize_are_explained(self) -> None:
-        client = copier(volume_multiplier_e4=5_000)
-        one = signal(OPEN, 7)
-        assert explain(one, take(client, one), client.settings) == (
-            "Resized open of EURUSD #7 to 0.05 lots (the master: 0.1): volume × 0.5, rounded down to 0.01 lots."
-        )
-        copied = take(copier(), one)
-        assert explain(one, copied, CopySettings()) == "Copied open of EURUSD #7: 0.1 lots of EURUSD held."

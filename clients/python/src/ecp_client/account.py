@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
+from ecp_client.scale import Scale
 from execution.common.v1 import signal_pb2 as pb
 
 
@@ -36,6 +37,8 @@ class Holding:
     """copying.Reason of a refusal."""
     short: bool = False
     """An enlargement was refused: the account may hold less than its settings say, never more."""
+    scale: Scale | None = None
+    """By what the master's volumes of this position are scaled; None is the multiplier of the settings."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class OrderHolding:
     expires_at_us: int
     state: HoldingState = HoldingState.HELD
     reason: int = 0
+    scale: Scale | None = None
+    """As in Holding."""
 
 
 @dataclass(slots=True)
@@ -125,10 +130,10 @@ class Account:
             parsed = json.loads(data)
             holdings = [Holding(*row) for row in parsed["holdings"]]
             orders = [OrderHolding(*row) for row in parsed["orders"]]
-            for holding in holdings:
-                holding.state = HoldingState(holding.state)
-            for order in orders:
-                order.state = HoldingState(order.state)
+            entries: list[Holding | OrderHolding] = [*holdings, *orders]
+            for entry in entries:
+                entry.state = HoldingState(entry.state)
+                entry.scale = Scale.from_text(str(entry.scale)) if entry.scale else None
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an account: {error!r}") from error
         return cls(
@@ -141,4 +146,5 @@ _ORDER_FIELDS = tuple(item.name for item in fields(OrderHolding))
 
 
 def _row(entry: Holding | OrderHolding, names: tuple[str, ...]) -> list[int | str | bool]:
-    return [getattr(entry, name) for name in names]
+    row = [getattr(entry, name) for name in names[:-1]]
+    return row if entry.scale is None else [*row, entry.scale.to_text()]

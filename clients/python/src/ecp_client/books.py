@@ -68,7 +68,16 @@ class Book:
     closes of what it never saw opened); `overflowed` counts openings beyond `entries_max`, which were not followed.
     """
 
-    __slots__ = ("_entries_max", "mode", "orders", "overflowed", "positions", "unknown")
+    __slots__ = (
+        "_entries_max",
+        "currency",
+        "equity_e8",
+        "mode",
+        "orders",
+        "overflowed",
+        "positions",
+        "unknown",
+    )
 
     def __init__(
         self,
@@ -77,6 +86,9 @@ class Book:
         entries_max: int = BOOK_ENTRIES_MAX,
     ) -> None:
         self.mode = mode
+        self.equity_e8 = 0
+        """In 1e-8 of the currency, as of the last snapshot or as the account's owner sets it; 0 is unknown."""
+        self.currency = ""
         self.positions: dict[int, BookPosition] = {}
         self.orders: dict[int, BookOrder] = {}
         self.unknown = 0
@@ -98,6 +110,7 @@ class Book:
     def from_snapshot(cls, snapshot: snapshot_pb2.Snapshot, *, entries_max: int = BOOK_ENTRIES_MAX) -> Book:
         """The book that `snapshot` describes."""
         book = cls(snapshot.account_mode or pb.ACCOUNT_MODE_HEDGING, entries_max=entries_max)
+        book.equity_e8, book.currency = snapshot.equity_e8, snapshot.currency
         for position in snapshot.positions:
             book.positions[position.position_id] = BookPosition(
                 position.position_id,
@@ -126,7 +139,13 @@ class Book:
             raise ValueError(
                 f"a snapshot holds at most {SNAPSHOT_ENTRIES_MAX:,} positions and as many orders"
             )
-        snapshot = snapshot_pb2.Snapshot(master_id=master_id, taken_at_us=taken_at_us, account_mode=self.mode)
+        snapshot = snapshot_pb2.Snapshot(
+            master_id=master_id,
+            taken_at_us=taken_at_us,
+            account_mode=self.mode,
+            equity_e8=self.equity_e8,
+            currency=self.currency,
+        )
         snapshot.as_of.epoch = epoch
         snapshot.as_of.sequence = sequence
         for _, position in sorted(self.positions.items()):

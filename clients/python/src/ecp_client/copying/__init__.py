@@ -3,19 +3,27 @@
 from ecp_client.copying.copier import Copier, Protection, QuoteSource
 from ecp_client.copying.decisions import Action, Decision, Reason
 from ecp_client.copying.explaining import explain
+from ecp_client.copying.hours import Hours
 from ecp_client.copying.reconciling import Plan, PlannedAction, Step, differences, reconcile
+from ecp_client.copying.scaling import EquitySource, PointValueSource, Scaling
 from ecp_client.copying.settings import CopySettings
+from ecp_client.scale import Scale
 
 __all__ = [
     "Action",
     "Copier",
     "CopySettings",
     "Decision",
+    "EquitySource",
+    "Hours",
     "Plan",
     "PlannedAction",
+    "PointValueSource",
     "Protection",
     "QuoteSource",
     "Reason",
+    "Scale",
+    "Scaling",
     "Step",
     "differences",
     "explain",

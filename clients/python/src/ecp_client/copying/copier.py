@@ -8,7 +8,15 @@ from ecp_client.account import Account
 from ecp_client.books import Book
 from ecp_client.copying import orders, positions
 from ecp_client.copying.decisions import Action, Decision, Reason
+from ecp_client.copying.scaling import (
+    EquitySource,
+    PointValueSource,
+    Scaling,
+    by_equity,
+    by_risk,
+)
 from ecp_client.copying.settings import CopySettings
+from ecp_client.scale import Scale, ratio
 from execution.common.v1 import signal_pb2 as pb
 
 # bid and ask in 1e-8 of the account's symbol now, or None when there is no fresh quote.
@@ -20,7 +28,16 @@ Protection = Callable[[pb.SequencedSignal, Decision], Reason]
 class Copier:
     """Mirror, account and settings of one followed master, and the decisions that follow from them."""
 
-    __slots__ = ("_protection", "_quotes", "account", "mirror", "settings")
+    __slots__ = (
+        "_equity",
+        "_point_value",
+        "_protection",
+        "_quotes",
+        "_replayed_scale",
+        "account",
+        "mirror",
+        "settings",
+    )
 
     def __init__(
         self,
@@ -30,12 +47,17 @@ class Copier:
         *,
         protection: Protection | None = None,
         quotes: QuoteSource | None = None,
+        equity: EquitySource | None = None,
+        point_value: PointValueSource | None = None,
     ) -> None:
         self.settings = settings
         self.mirror = mirror if mirror is not None else Book()
         self.account = account if account is not None else Account()
         self._protection = protection
         self._quotes = quotes
+        self._equity = equity
+        self._point_value = point_value
+        self._replayed_scale: Scale | None = None
 
     def take(self, sequenced: pb.SequencedSignal, now_us: int, *, degraded: bool = False) -> Decision:
         """Brings mirror and account up to date with a signal and returns what the account does.
@@ -49,16 +71,18 @@ class Copier:
             return Decision(Action.SKIP, Reason.KIND_FILTER)
         return rule(self, sequenced, signal, now_us, degraded)
 
-    def replay(self, sequenced: pb.SequencedSignal, action: Action, reason: Reason) -> None:
+    def replay(
+        self, sequenced: pb.SequencedSignal, action: Action, reason: Reason, scale: Scale | None = None
+    ) -> None:
         """Brings mirror and account up to date with a signal that was decided before: that decision stands."""
         protection, quotes = self._protection, self._quotes
-        self._quotes = None
+        self._quotes, self._replayed_scale = None, scale
         self._protection = (lambda _signal, _decision: reason) if action is Action.SKIP else None
         try:
             # At time 0 nothing is too old.
             self.take(sequenced, 0, degraded=reason is Reason.DEGRADED)
         finally:
-            self._protection, self._quotes = protection, quotes
+            self._protection, self._quotes, self._replayed_scale = protection, quotes, None
 
     def refusal(
         self,
@@ -81,28 +105,50 @@ class Copier:
             return reason
         return self._protection(sequenced, decision)
 
-    def wanted(self, signal: pb.Signal) -> Decision:
-        """What the settings alone give for a signal that opens: COPY or RESIZE, or SKIP below the least volume."""
+    def wanted(self, signal: pb.Signal, scale: Scale | None = None) -> Decision:
+        """What the settings alone give for a signal that opens: COPY or RESIZE, or SKIP below the least volume.
+
+        `scale` is that of a position or order that is there already; None chooses one.
+        """
         settings = self.settings
         master_volume_e8 = signal.volume_lots_e8
-        volume_e8 = settings.volume_for(master_volume_e8)
         stop_loss_e8, take_profit_e8 = settings.stops_for(signal.stop_loss_e8, signal.take_profit_e8)
-        if volume_e8 == master_volume_e8:
+        symbol = settings.symbol_for(signal.symbol)
+        lacks = Reason.NONE
+        if scale is None and settings.scaling is not Scaling.MULTIPLIER:
+            chosen = self._choose_scale(signal, symbol, stop_loss_e8)
+            scale, lacks = (None, chosen) if isinstance(chosen, Reason) else (chosen, Reason.NONE)
+        volume_e8 = 0 if lacks else settings.volume_for(master_volume_e8, scale)
+        if lacks or volume_e8 == 0:
+            action, reason = Action.SKIP, lacks or Reason.VOLUME_MIN
+        elif volume_e8 == master_volume_e8:
             action, reason = Action.COPY, Reason.NONE
-        elif volume_e8 == 0:
-            action, reason = Action.SKIP, Reason.VOLUME_MIN
         else:
-            action, reason = Action.RESIZE, settings.resized_because(master_volume_e8)
+            action, reason = Action.RESIZE, settings.resized_because(master_volume_e8, scale)
         return Decision(
             action,
             reason,
-            settings.symbol_for(signal.symbol),
+            symbol,
             settings.side_for(signal.side),
             volume_e8,
             signal.price_e8,
             stop_loss_e8,
             take_profit_e8,
+            scale=scale,
         )
+
+    def _choose_scale(self, signal: pb.Signal, symbol: str, stop_loss_e8: int) -> Scale | Reason:
+        """The scale of a new position or order where that is not the multiplier, or why there is none."""
+        settings = self.settings
+        if self._replayed_scale is not None:
+            return self._replayed_scale
+        if settings.scaling is Scaling.FIXED:
+            return ratio(settings.volume_fixed_e8, max(1, signal.volume_lots_e8))
+        equity_e8 = self._equity() if self._equity is not None else None
+        if settings.scaling is Scaling.EQUITY:
+            return by_equity(equity_e8, self.mirror.equity_e8, settings.volume_multiplier_e4)
+        value_e8 = self._point_value(symbol) if self._point_value is not None else None
+        return by_risk(equity_e8, value_e8, settings.risk_bps, signal, stop_loss_e8)
 
     def _too_late(
         self, sequenced: pb.SequencedSignal, decision: Decision, now_us: int, degraded: bool
@@ -110,10 +156,11 @@ class Copier:
         settings = self.settings
         if degraded:
             return Reason.DEGRADED
-        if settings.max_signal_age_ms:
-            born_us = sequenced.signal.occurred_at_us or sequenced.sent_at_us
-            if now_us - born_us > settings.max_signal_age_ms * 1_000:
-                return Reason.LATENCY
+        born_us = sequenced.signal.occurred_at_us or sequenced.sent_at_us
+        if not settings.opens_at(born_us):
+            return Reason.TIME_FILTER
+        if settings.max_signal_age_ms and now_us - born_us > settings.max_signal_age_ms * 1_000:
+            return Reason.LATENCY
         if settings.max_slippage_e8 and self._slipped(decision):
             return Reason.SLIPPAGE
         return Reason.NONE

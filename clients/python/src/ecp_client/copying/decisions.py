@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from execution.common.v1 import signal_pb2 as pb
+
+if TYPE_CHECKING:
+    from ecp_client.scale import Scale
 
 
 class Action(enum.IntEnum):
@@ -47,6 +51,18 @@ class Reason(enum.IntEnum):
     """Skipped: a stop-limit order has no reverse."""
     DEGRADED = 15
     """Skipped: signals are missing, and until the full sync only what reduces risk is safe."""
+    TIME_FILTER = 16
+    """Skipped: outside the hours in which positions are opened."""
+    NO_EQUITY = 17
+    """Skipped: the volume depends on equity, or on a symbol's value, that is not known."""
+    NO_STOP = 18
+    """Skipped: the volume depends on the distance to the stop loss, and there is none."""
+    FIXED_VOLUME = 19
+    """Resized: every position has the same volume."""
+    EQUITY = 20
+    """Resized: in proportion to equity."""
+    RISK = 21
+    """Resized: so that the stop loss costs a share of equity."""
 
 
 @dataclass(slots=True)
@@ -67,3 +83,5 @@ class Decision:
     take_profit_e8: int = 0
     order_type: pb.OrderType.ValueType = pb.ORDER_TYPE_UNSPECIFIED
     opposite_volume_lots_e8: int = 0
+    scale: Scale | None = None
+    """For an opening: what its volume was found by, where that is not the multiplier of the settings."""

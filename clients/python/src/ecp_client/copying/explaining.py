@@ -27,6 +27,12 @@ def _why(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
         case Reason.MULTIPLIER:
             step = f"{from_e8(settings.volume_step_e8):f}"
             return f"volume × {settings.volume_multiplier_e4 / 10_000:g}, rounded down to {step} lots"
+        case Reason.FIXED_VOLUME:
+            return f"every position is of {from_e8(settings.volume_fixed_e8):f} lots"
+        case Reason.EQUITY:
+            return f"in proportion to equity{_times(settings)}"
+        case Reason.RISK:
+            return f"so that the stop loss costs {settings.risk_bps / 100:g} % of equity"
         case Reason.VOLUME_MAX:
             return f"no position may exceed {from_e8(settings.volume_max_e8):f} lots"
         case Reason.VOLUME_MIN:
@@ -41,9 +47,17 @@ def _why(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
             return _PLAIN[decision.reason]
 
 
+def _times(settings: CopySettings) -> str:
+    factor = settings.volume_multiplier_e4 / 10_000
+    return "" if factor == 1 else f", times {factor:g}"
+
+
 _PLAIN: dict[Reason, str] = {
     Reason.NONE: "no reason was given",
     Reason.SIDE_FILTER: "this side is not copied",
+    Reason.TIME_FILTER: "outside the hours in which positions are opened",
+    Reason.NO_EQUITY: "the volume depends on equity, or on the symbol's value, and one of them is not known",
+    Reason.NO_STOP: "the volume depends on the stop loss, and there is none",
     Reason.KIND_FILTER: "this kind of signal is not copied",
     Reason.SLIPPAGE: "the price has moved too far",
     Reason.SPREAD: "the spread is too wide",

@@ -35,6 +35,7 @@ def place(
         signal.expires_at_us,
         HoldingState.REFUSED if reason else HoldingState.HELD,
         reason,
+        decision.scale,
     )
     return decision
 
@@ -102,4 +103,5 @@ def fill(
             )
         return Decision(Action.SKIP, Reason.CLOSED_BY_USER, order.symbol, order.side)
     committed = order is not None and order.state is HoldingState.HELD
-    return open_(copier, sequenced, signal, now_us, degraded, committed=committed)
+    scale = order.scale if order is not None and committed else None
+    return open_(copier, sequenced, signal, now_us, degraded, committed=committed, scale=scale)

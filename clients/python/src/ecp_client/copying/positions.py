@@ -10,6 +10,7 @@ from execution.common.v1 import signal_pb2 as pb
 
 if TYPE_CHECKING:
     from ecp_client.copying.copier import Copier
+    from ecp_client.scale import Scale
 
 
 def open_(
@@ -20,6 +21,7 @@ def open_(
     degraded: bool,
     *,
     committed: bool = False,
+    scale: Scale | None = None,
 ) -> Decision:
     """OPEN, and PENDING_FILL once its order is settled. A position that is there is restated: side and total volume."""
     holdings = copier.account.holdings
@@ -27,7 +29,7 @@ def open_(
     held = holdings.get(position_id)
     if held is not None and held.state is not HoldingState.REFUSED:
         return _restate(copier, held, sequenced, now_us, degraded)
-    decision = copier.wanted(signal)
+    decision = copier.wanted(signal, scale)
     if decision.action is not Action.SKIP:
         reason = copier.refusal(sequenced, decision, now_us, degraded=degraded, committed=committed)
         if reason:
@@ -44,6 +46,7 @@ def open_(
         decision.take_profit_e8,
         state,
         decision.reason if state is HoldingState.REFUSED else 0,
+        scale=decision.scale,
     )
     return decision
 
@@ -52,7 +55,7 @@ def _restate(
     copier: Copier, held: Holding, sequenced: pb.SequencedSignal, now_us: int, degraded: bool
 ) -> Decision:
     """The master enlarged, reduced or reversed a position that was copied before (netting)."""
-    decision = copier.wanted(sequenced.signal)
+    decision = copier.wanted(sequenced.signal, held.scale)
     if held.state is HoldingState.CLOSED_BY_USER:
         decision.action, decision.reason, decision.volume_lots_e8 = Action.SKIP, Reason.CLOSED_BY_USER, 0
         return decision
@@ -139,7 +142,7 @@ def partial_close(
     same = volume_e8 == signal.volume_lots_e8
     return Decision(
         Action.COPY if same else Action.RESIZE,
-        Reason.NONE if same else Reason.MULTIPLIER,
+        Reason.NONE if same else copier.settings.scaling_reason,
         before.symbol,
         before.side,
         volume_e8,
@@ -164,7 +167,7 @@ def close_by(
     same = sum(volumes) == signal.volume_lots_e8
     return Decision(
         Action.COPY if same else Action.RESIZE,
-        Reason.NONE if same else Reason.MULTIPLIER,
+        Reason.NONE if same else copier.settings.scaling_reason,
         held[0].symbol,
         held[0].side,
         volumes[0],
@@ -184,7 +187,7 @@ def _reduce(copier: Copier, position_id: int, remaining_e8: int) -> int:
         return 0
     if held.state is not HoldingState.HELD:
         return 0
-    held.volume_lots_e8 = min(held.volume_lots_e8, copier.settings.volume_for(remaining_e8))
+    held.volume_lots_e8 = min(held.volume_lots_e8, copier.settings.volume_for(remaining_e8, held.scale))
     if held.volume_lots_e8 == 0:
         # Less than the least volume would remain: closed here, while the master goes on.
         held.state, held.reason = HoldingState.REFUSED, Reason.VOLUME_MIN

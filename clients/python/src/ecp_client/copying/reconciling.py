@@ -132,7 +132,8 @@ def _align_position(
 
 def _fill_in(copier: Copier, holding: Holding, position: BookPosition) -> Decision:
     """The rest of a holding of which only the ticket is known: it was opened, so no limit applies any more."""
-    decision = copier.wanted(_as_opening(position, 0).signal)
+    decision = copier.wanted(_as_opening(position, 0).signal, holding.scale)
+    holding.scale = decision.scale
     holding.symbol, holding.side = decision.symbol, decision.side
     holding.volume_lots_e8 = decision.volume_lots_e8
     holding.stop_loss_e8, holding.take_profit_e8 = decision.stop_loss_e8, decision.take_profit_e8
@@ -145,7 +146,7 @@ def _would_grow(copier: Copier, holding: Holding, position: BookPosition) -> boo
     """Whether bringing a holding in step would repeat an enlargement that was refused."""
     settings = copier.settings
     same_side = holding.side == settings.side_for(position.side)
-    return same_side and settings.volume_for(position.volume_lots_e8) > holding.volume_lots_e8
+    return same_side and settings.volume_for(position.volume_lots_e8, holding.scale) > holding.volume_lots_e8
 
 
 def _align_stops(copier: Copier, holding: Holding, position: BookPosition) -> Iterator[PlannedAction]:
@@ -179,7 +180,8 @@ def _align_order(
         return
     if entry.side == pb.SIDE_UNSPECIFIED:
         # Only the ticket is known: it was placed with what the settings give.
-        decision = copier.wanted(sequenced.signal)
+        decision = copier.wanted(sequenced.signal, entry.scale)
+        entry.scale = decision.scale
         entry.symbol, entry.side, entry.volume_lots_e8 = (
             decision.symbol,
             decision.side,
@@ -252,8 +254,8 @@ def differences(copier: Copier, master: Book, *, allow_missing: bool = False) ->
     """
     holdings = copier.account.holdings
     for ticket in sorted(holdings.keys() | master.positions.keys()):
-        wanted = _wanted_position(copier, master.positions.get(ticket))
         holding = holdings.get(ticket)
+        wanted = _wanted_position(copier, master.positions.get(ticket), holding)
         if holding is not None and holding.state is not HoldingState.HELD:
             continue
         if holding is None or wanted is None:
@@ -267,11 +269,13 @@ def differences(copier: Copier, master: Book, *, allow_missing: bool = False) ->
     yield from _order_differences(copier, master, allow_missing)
 
 
-def _wanted_position(copier: Copier, position: BookPosition | None) -> dict[str, int | str] | None:
+def _wanted_position(
+    copier: Copier, position: BookPosition | None, holding: Holding | None
+) -> dict[str, int | str] | None:
     settings = copier.settings
     if position is None or settings.filtered(position.symbol, position.side):
         return None
-    volume_e8 = settings.volume_for(position.volume_lots_e8)
+    volume_e8 = settings.volume_for(position.volume_lots_e8, None if holding is None else holding.scale)
     if volume_e8 == 0:
         return None
     stop_loss_e8, take_profit_e8 = settings.stops_for(position.stop_loss_e8, position.take_profit_e8)

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ecp_client.copying.decisions import Reason
+from ecp_client.copying.hours import Hours
+from ecp_client.copying.scaling import Scaling
 from ecp_client.errors import SettingsError
+from ecp_client.scale import Scale
 from execution.common.v1 import signal_pb2 as pb
 
 MULTIPLIER_ONE_E4 = 10_000
+RISK_BPS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +24,14 @@ class CopySettings:
         SettingsError: a value is out of range.
     """
 
+    scaling: Scaling = Scaling.MULTIPLIER
+    """What the volume of a new position depends on."""
     volume_multiplier_e4: int = MULTIPLIER_ONE_E4
-    """10,000 is the master's own volume."""
+    """For MULTIPLIER and EQUITY: 10,000 is the master's own volume, or its own in proportion."""
+    volume_fixed_e8: int = 0
+    """For FIXED."""
+    risk_bps: int = 0
+    """For RISK: 100 is one percent of equity."""
     volume_step_e8: int = 1_000_000
     """Volumes are rounded down to a multiple of this: 0.01 lots."""
     volume_min_e8: int = 1_000_000
@@ -38,6 +48,9 @@ class CopySettings:
     """The master's names of symbols not to copy."""
     sides: frozenset[int] = frozenset((pb.SIDE_BUY, pb.SIDE_SELL))
     """The master's sides to copy."""
+    hours: tuple[Hours, ...] = ()
+    """When positions are opened, by the time of the master's signal; none is always. What closes or reduces always
+    passes."""
     copy_pending: bool = True
     """Whether pending orders are copied; if not, their fills are copied as market orders."""
     max_slippage_e8: int = 0
@@ -53,19 +66,36 @@ class CopySettings:
                 raise SettingsError(f"{name} must not be negative")
         if 0 < self.volume_max_e8 < self.volume_min_e8:
             raise SettingsError("volume_max_e8 is below volume_min_e8")
+        if (self.scaling is Scaling.FIXED) != (self.volume_fixed_e8 > 0):
+            raise SettingsError("volume_fixed_e8 goes with FIXED, and must be positive then")
+        if (self.scaling is Scaling.RISK) != (self.risk_bps > 0) or not 0 <= self.risk_bps <= RISK_BPS_MAX:
+            raise SettingsError(f"risk_bps goes with RISK, and must be in 1..{RISK_BPS_MAX} then")
 
-    def volume_for(self, master_volume_e8: int) -> int:
-        """The volume that the account holds of a position in which the master has `master_volume_e8`; 0 is none."""
-        volume_e8 = master_volume_e8 * self.volume_multiplier_e4 // MULTIPLIER_ONE_E4
+    def volume_for(self, master_volume_e8: int, scale: Scale | None = None) -> int:
+        """The volume that the account holds of a position in which the master has `master_volume_e8`; 0 is none.
+
+        `scale` is the position's own; None is the multiplier.
+        """
+        if scale is None:
+            volume_e8 = master_volume_e8 * self.volume_multiplier_e4 // MULTIPLIER_ONE_E4
+        else:
+            volume_e8 = scale.of(master_volume_e8)
         if 0 < self.volume_max_e8 < volume_e8:
             volume_e8 = self.volume_max_e8
         volume_e8 -= volume_e8 % self.volume_step_e8
         return volume_e8 if volume_e8 >= self.volume_min_e8 else 0
 
-    def resized_because(self, master_volume_e8: int) -> Reason:
-        """Why volume_for gives another volume than the master's: the multiplier and step, or the largest volume."""
+    def resized_because(self, master_volume_e8: int, scale: Scale | None = None) -> Reason:
+        """Why volume_for gives another volume than the master's: the scaling and the step, or the largest volume."""
         scaled_e8 = master_volume_e8 * self.volume_multiplier_e4 // MULTIPLIER_ONE_E4
-        return Reason.VOLUME_MAX if 0 < self.volume_max_e8 < scaled_e8 else Reason.MULTIPLIER
+        if scale is not None:
+            scaled_e8 = scale.of(master_volume_e8)
+        return Reason.VOLUME_MAX if 0 < self.volume_max_e8 < scaled_e8 else self.scaling_reason
+
+    @property
+    def scaling_reason(self) -> Reason:
+        """Why volumes differ from the master's in general."""
+        return _RESIZED_BY[self.scaling]
 
     def symbol_for(self, symbol: str) -> str:
         """The account's name of the master's symbol."""
@@ -92,6 +122,18 @@ class CopySettings:
         if symbol in self.symbols_excluded or (self.symbols is not None and symbol not in self.symbols):
             return Reason.SYMBOL_FILTER
         return Reason.NONE if side in self.sides else Reason.SIDE_FILTER
+
+    def opens_at(self, at_us: int) -> bool:
+        """Whether positions are opened at this moment, in microseconds since 1970."""
+        return not self.hours or any(window.hold(at_us) for window in self.hours)
+
+
+_RESIZED_BY = {
+    Scaling.MULTIPLIER: Reason.MULTIPLIER,
+    Scaling.FIXED: Reason.FIXED_VOLUME,
+    Scaling.EQUITY: Reason.EQUITY,
+    Scaling.RISK: Reason.RISK,
+}
 
 
 _REVERSED_TYPES: dict[int, pb.OrderType.ValueType] = {

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Self
 
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
-from ecp_client.copying import Copier, Protection, QuoteSource, Reason
+from ecp_client.copying import Copier, EquitySource, PointValueSource, Protection, QuoteSource, Reason
 from ecp_client.disk import FsyncPolicy
 from ecp_client.errors import ClosedError
 from ecp_client.positions import BEGINNING, Position
@@ -42,6 +42,7 @@ class Subscriber:
       the next message waits for it. The journal has them before, so that none is ever given twice.
     - `protection` is asked for each opening that the settings allow: any Reason but NONE refuses it.
     - `quotes` gives bid and ask of a symbol, for max_slippage_e8.
+    - `equity` gives own equity, and `point_value` what a symbol's price is worth, for the scalings that need them.
     - `held_positions` gives the master's position_ids that the terminal really has, for full syncs: what is missing
       there was closed by hand and is never opened again.
     - `refresh_token` is awaited when the server no longer takes the license.
@@ -56,6 +57,8 @@ class Subscriber:
         protection: Protection | None = None,
         quotes: QuoteSource | None = None,
         held_positions: Callable[[int], Collection[int] | None] | None = None,
+        equity: EquitySource | None = None,
+        point_value: PointValueSource | None = None,
         refresh_token: RefreshToken | None = None,
     ) -> None:
         """Opens the journal and recovers from it; `start`, or entering the context, connects.
@@ -76,7 +79,7 @@ class Subscriber:
                 self._journal.close()
             raise
         self.clock = ServerClock(monotonic_us(), wall_us())
-        hooks = Hooks(on_event, protection, quotes, held_positions)
+        hooks = Hooks(on_event, protection, quotes, equity, point_value, held_positions)
         self._processor = Processor(settings, hooks, self._journal, recovered, self.clock)
         self._token = settings.license_token
         self._streaming = Streaming(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ecp_client.account import Account, Holding, HoldingState, OrderHolding
 from ecp_client.books import Book
-from ecp_client.copying import Action, Copier, Decision, Plan, Reason, reconcile
+from ecp_client.copying import Action, Copier, Decision, Plan, Reason, Scale, reconcile
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.journal_format import DEGRADED, WITHHELD, Entry, EntryType, checkpoint_body, encode
 from ecp_client.subscriber.track import Track
@@ -24,6 +24,8 @@ class Following:
     copier: Copier
     decided: dict[Position, Entry] = field(default_factory=dict)
     """Signals that were decided before a restart and are not in the checkpoint: they come again as replays."""
+    scales: dict[Position, Scale] = field(default_factory=dict)
+    """What those opened is scaled by, where that is not the multiplier of the settings."""
     synced_over: Position | None = None
     """A snapshot was taken when signals had been delivered up to here, and the account is compared with the mirror once
     that has caught up; None when there is nothing to compare."""
@@ -38,17 +40,19 @@ class Following:
 
     def replay(self, sequenced: signal_pb2.SequencedSignal) -> None:
         """Takes a signal that was decided before: the mirror follows, and the account if it has not yet."""
-        entry = self.decided.pop(Position(sequenced.epoch, sequenced.sequence), None)
+        position = Position(sequenced.epoch, sequenced.sequence)
+        entry, scale = self.decided.pop(position, None), self.scales.pop(position, None)
         if entry is None:
             self.copier.mirror.apply(sequenced.signal, sequenced.sequence)
         else:
-            self.copier.replay(sequenced, Action(entry.action), Reason(entry.reason))
+            self.copier.replay(sequenced, Action(entry.action), Reason(entry.reason), scale)
 
     def begin_full_sync(self, snapshot: snapshot_pb2.Snapshot, previous: Position) -> None:
         """Makes the snapshot the mirror. Decisions that will not be replayed reach the account from the journal."""
-        for entry in self.decided.values():
-            _patch(self.copier.account, entry)
+        for position, entry in self.decided.items():
+            _patch(self.copier.account, entry, self.scales.get(position))
         self.decided.clear()
+        self.scales.clear()
         if self.mirror_before is None:
             self.mirror_before = self.copier.mirror
         self.copier.mirror = Book.from_snapshot(snapshot)
@@ -115,25 +119,27 @@ class Following:
         return encode(entry)
 
 
-def _patch(account: Account, entry: Entry) -> None:
+def _patch(account: Account, entry: Entry, scale: Scale | None) -> None:
     """Notes what a journalled decision opened or closed; symbol, side and stops follow from the full sync."""
     copied = entry.action != Action.SKIP
     state = HoldingState.HELD if copied else HoldingState.REFUSED
+    reason = 0 if copied else entry.reason
     if entry.kind in _OPENS_POSITION:
         account.holdings.setdefault(
-            entry.ticket, Holding(entry.ticket, "", signal_pb2.SIDE_UNSPECIFIED, 0, 0, 0, state, entry.reason)
+            entry.ticket,
+            Holding(entry.ticket, "", signal_pb2.SIDE_UNSPECIFIED, 0, 0, 0, state, reason, scale=scale),
         )
     elif entry.kind == signal_pb2.SIGNAL_KIND_PENDING_PLACE:
-        account.orders.setdefault(entry.ticket, _unknown_order(entry.ticket, state, entry.reason))
+        account.orders.setdefault(entry.ticket, _unknown_order(entry.ticket, state, reason, scale))
     elif entry.kind == signal_pb2.SIGNAL_KIND_CLOSE and copied:
         account.holdings.pop(entry.ticket, None)
     elif entry.kind == signal_pb2.SIGNAL_KIND_PENDING_CANCEL and copied:
         account.orders.pop(entry.ticket, None)
 
 
-def _unknown_order(ticket: int, state: HoldingState, reason: int) -> OrderHolding:
+def _unknown_order(ticket: int, state: HoldingState, reason: int, scale: Scale | None) -> OrderHolding:
     side, order_type = signal_pb2.SIDE_UNSPECIFIED, signal_pb2.ORDER_TYPE_UNSPECIFIED
-    return OrderHolding(ticket, "", side, order_type, 0, 0, 0, 0, 0, 0, state, reason)
+    return OrderHolding(ticket, "", side, order_type, 0, 0, 0, 0, 0, 0, state, reason, scale)
 
 
 FollowingMap = Mapping[int, Following]

@@ -50,12 +50,14 @@ class EntryType(enum.IntEnum):
     """The user closed position `ticket` (kind OPEN) or cancelled order `ticket` (kind PENDING_PLACE) by hand."""
     REFUSED_BY_BROKER = 7
     """The broker refused what was decided to be copied: kind and ticket as in CLOSED_BY_USER."""
+    SCALE = 8
+    """What the signal at `position`, which follows, opens is scaled by. Body: a copying.Scale as text."""
 
 
 WITHHELD = 1
 DEGRADED = 2
 
-_WITH_BODY = frozenset((EntryType.CHECKPOINT,))
+_WITH_BODY = frozenset((EntryType.CHECKPOINT, EntryType.SCALE))
 
 
 @dataclass(frozen=True, slots=True)

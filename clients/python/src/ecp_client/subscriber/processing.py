@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
-from ecp_client.copying import Copier, CopySettings, Protection, QuoteSource
+from ecp_client.copying import (
+    Copier,
+    CopySettings,
+    EquitySource,
+    PointValueSource,
+    Protection,
+    QuoteSource,
+    Scale,
+)
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.signals import OPEN, PENDING_PLACE
 from ecp_client.subscriber.events import (
@@ -67,6 +75,8 @@ class Hooks:
     on_event: Callable[[SubscriberEvent], None] | None = None
     protection: Protection | None = None
     quotes: QuoteSource | None = None
+    equity: EquitySource | None = None
+    point_value: PointValueSource | None = None
     held_positions: Callable[[int], Collection[int] | None] | None = None
 
 
@@ -107,7 +117,7 @@ class Processor:
             withheld=known.withheld,
         )
         copier = self._copier(master_id, known)
-        following = Following(track, copier, known.decided)
+        following = Following(track, copier, known.decided, known.scales)
         self.followings[master_id] = following
         return following
 
@@ -119,6 +129,8 @@ class Processor:
             known.account,
             protection=self._hooks.protection,
             quotes=self._hooks.quotes,
+            equity=self._hooks.equity,
+            point_value=self._hooks.point_value,
         )
 
     def following(self, master_id: int) -> Following:
@@ -191,6 +203,8 @@ class Processor:
                 latency_us = 0
             elif latency_us > LATENCY_US_MAX:
                 latency_us = LATENCY_US_MAX
+            if decision.scale is not None:
+                parts.append(_scale_entry(sequenced, decision.scale, received_at_us))
             action = decision.action
             skipped += action == 3
             parts.append(
@@ -338,3 +352,9 @@ class Processor:
         for step in steps:
             entries += self._take_step(step, now_us)
         self._write(entries)
+
+
+def _scale_entry(sequenced: SequencedSignal, scale: Scale, received_at_us: int) -> bytes:
+    position = Position(sequenced.epoch, sequenced.sequence)
+    body = scale.to_text().encode("ascii")
+    return encode(Entry(EntryType.SCALE, sequenced.master_id, position, position, received_at_us, body=body))

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from ecp_client.account import Account
 from ecp_client.books import Book
+from ecp_client.copying import Scale
 from ecp_client.errors import JournalError
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.journal import read_journal
@@ -30,6 +31,8 @@ class Recovered:
     """The last position in the journal."""
     decided: dict[Position, Entry] = field(default_factory=dict)
     """Signals behind the checkpoint, with what was decided."""
+    scales: dict[Position, Scale] = field(default_factory=dict)
+    """What those opened is scaled by, where that is not the multiplier of the settings."""
     withheld: bool = False
     """A pause withheld signals, and no full sync has made up for them."""
     degraded_at: Position | None = None
@@ -52,6 +55,8 @@ def recover_entries(entries: Iterable[Entry]) -> dict[int, Recovered]:
         known = masters.setdefault(entry.master_id, Recovered())
         if entry.entry_type is EntryType.CHECKPOINT:
             _take_checkpoint(known, entry)
+        elif entry.entry_type is EntryType.SCALE:
+            known.scales[entry.position] = _scale(entry)
         elif entry.entry_type in (EntryType.SIGNAL, EntryType.GAP, EntryType.PROGRESS, EntryType.SNAPSHOT):
             known.processed = max(known.processed, entry.position)
             if entry.entry_type is EntryType.SIGNAL:
@@ -88,3 +93,11 @@ def _take_checkpoint(known: Recovered, entry: Entry) -> None:
     known.checkpoint = entry.position
     known.processed = max(known.processed, entry.position)
     known.decided.clear()
+    known.scales.clear()
+
+
+def _scale(entry: Entry) -> Scale:
+    try:
+        return Scale.from_text(entry.body.decode("ascii"))
+    except ValueError as error:
+        raise JournalError(f"a scale of master {entry.master_id} cannot be read: {error}") from error

@@ -7,7 +7,7 @@ import queue
 from collections.abc import Callable, Collection
 from typing import Self
 
-from ecp_client.copying import Copier, Protection, QuoteSource, Reason
+from ecp_client.copying import Copier, EquitySource, PointValueSource, Protection, QuoteSource, Reason
 from ecp_client.looping import LoopThread
 from ecp_client.positions import Position
 from ecp_client.subscriber.client import RefreshToken, Subscriber
@@ -25,7 +25,8 @@ class SubscriberThread:
     """As Subscriber, for a plain thread that polls: `poll` gives one batch after the other.
 
     While the program does not poll, up to 1,000 batches wait; then the stream waits too, and what follows waits in the
-    server. `on_event`, `protection`, `quotes` and `held_positions` are called in the client's own thread.
+    server. `on_event`, `protection` and the sources of quotes, equity, values and held positions are called
+    in the client's own thread.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class SubscriberThread:
         protection: Protection | None = None,
         quotes: QuoteSource | None = None,
         held_positions: Callable[[int], Collection[int] | None] | None = None,
+        equity: EquitySource | None = None,
+        point_value: PointValueSource | None = None,
         refresh_token: RefreshToken | None = None,
     ) -> None:
         """Opens the journal; `start`, or entering the context, connects. Raises as Subscriber does."""
@@ -50,6 +53,8 @@ class SubscriberThread:
                 protection=protection,
                 quotes=quotes,
                 held_positions=held_positions,
+                equity=equity,
+                point_value=point_value,
                 refresh_token=refresh_token,
             )
 
