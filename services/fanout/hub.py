@@ -44,12 +44,12 @@ class HubLimits:
 class _Follower(Follower):
     """With whom to talk to."""
 
-    __slots__ = ("delivery", "writer")
+    __slots__ = ("delivery", "outlet")
 
     def __init__(self, delivery: Delivery, cursor: Cursor) -> None:
         super().__init__(delivery.stream, cursor)
         self.delivery = delivery
-        self.writer = delivery.writer
+        self.outlet = delivery.writer.outlet
 
 
 class Hub:
@@ -166,8 +166,8 @@ class Hub:
         level = level_at(start, followers)
         now_us, end = self._clock.now_us(), start
         for piece in pieces(log, start, self._limits.messages) if level else ():
-            writers = [one.writer for one in level]
-            refused = frozenset(writers[0].write_to_each(writers, piece.message))
+            writer = level[0].delivery.writer
+            refused = frozenset(writer.write_to_each([one.outlet for one in level], piece.message))
             if refused:
                 level = [one for index, one in enumerate(level) if index not in refused]
             metrics.written(piece.message, len(level), now_us)

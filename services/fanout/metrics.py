@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -86,16 +86,19 @@ ACKNOWLEDGEMENTS = Counter(
     ("outcome",),
 )
 UNREADABLE = Counter("fanout_unreadable_entries_total", "Entries that could not be parsed.", ("stream",))
-LAG_SIGNALS = Histogram(
+# Thousands of streams are looked at each second, and a Histogram's observe takes 2 µs.
+LAG_SIGNALS = TallyHistogram(
     "fanout_subscriber_lag_signals",
     "Positions that a stream was not sent yet, looked at about once a second for each stream.",
-    buckets=(0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000),
+    (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000),
 )
-LAG_SECONDS = Histogram(
+REGISTRY.register(LAG_SIGNALS)
+LAG_SECONDS = TallyHistogram(
     "fanout_subscriber_lag_seconds",
     "For how long a stream has not had everything, looked at about once a second for each stream.",
-    buckets=(0, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900),
+    (0, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900),
 )
+REGISTRY.register(LAG_SECONDS)
 SLOW_READERS = Counter(
     "fanout_slow_readers_total", "Readers that fell behind, by what was done.", ("action", "limit")
 )

@@ -47,6 +47,7 @@ class OutStream(ReadyStream):
     """Writes the answer of one call. Calls after the stream has ended do nothing."""
 
     __slots__ = (
+        "_can_broadcast",
         "_carrier",
         "_headers_sent",
         "_initial_metadata",
@@ -76,6 +77,7 @@ class OutStream(ReadyStream):
         self._pending: memoryview | None = None
         self._trailers: Headers | None = None
         self._headers_sent = False
+        self._can_broadcast = False
         self._initial_metadata: Headers = ()
 
     @property
@@ -121,10 +123,17 @@ class OutStream(ReadyStream):
             return
         carrier.transport.write(frame)
 
+    def let_broadcast(self, can: bool) -> None:
+        """Whether `send_to_each` may send on this stream: only while its owner has nothing that must come before."""
+        self._can_broadcast = can
+        if not can:
+            self.give_back()
+
     def draw(self, size: int) -> bool:
         """Whether a message of `size` bytes, its prefix included, may be sent now; there is credit for it then."""
         return (
-            self._pending is None
+            self._can_broadcast
+            and self._pending is None
             and self._trailers is None
             and self._headers_sent
             and self.is_open
@@ -205,17 +214,17 @@ class OutStream(ReadyStream):
         self._carrier.sending_ended(self.stream_id)
 
 
-def send_to_each(streams: Sequence[OutStream | None], message: bytes) -> list[int]:
+def send_to_each(streams: Sequence[OutStream], message: bytes) -> list[int]:
     """Sends one message to each of the streams whose peer takes all of it now; returns where the others are.
 
-    Most of what a delivery costs beside the socket is here, so the loop calls nothing but `write`: with credit a
-    delivery to one of 500 streams took 0.37 µs before the socket, with both windows asked each time 0.65 µs.
+    What a delivery costs beside the socket is spent here, so the loop calls nothing but `write`: asking both windows of
+    each stream for each message, instead of drawing credit, adds 0.28 µs.
     """
     frames = Frames(message)
     size = frames.flow_bytes
     refused: list[int] = []
     for index, out in enumerate(streams):
-        if out is None or (out.credit < size and not out.draw(size)):
+        if out.credit < size and not out.draw(size):
             refused.append(index)
             continue
         out.credit -= size

@@ -51,14 +51,15 @@ class Cursor:
     """Reads one master's log for one stream. Everything up to `position` was told."""
 
     __slots__ = (
+        "_ahead",
         "_segment",
         "_stops_held",
         "_sync_reason_at_target",
+        "_withheld_from",
         "_withheld_to",
         "acknowledged",
         "full_sync",
         "full_sync_told",
-        "is_ahead",
         "log",
         "master_id",
         "offset",
@@ -72,7 +73,6 @@ class Cursor:
         "sync_target",
         "version",
         "was_live",
-        "withheld_from",
     )
 
     def __init__(
@@ -99,10 +99,8 @@ class Cursor:
         self._segment: Segment = log
         self.offset = 0
         """Where it reads next, in the log or in a page."""
-        self.is_ahead = False
-        """Whether it came with more than this process had read."""
-        self.withheld_from: Position | None = None
-        """The first position of those that were withheld and of which nothing was told yet."""
+        self._ahead = False
+        self._withheld_from: Position | None = None
         self._withheld_to = Position(0, 0)
         self._stops_held: dict[int, int] = {}
         self._sync_reason_at_target = "the full sync is complete"
@@ -110,7 +108,7 @@ class Cursor:
     @property
     def scanned(self) -> Position:
         """Everything up to here was told or is about to be told as withheld."""
-        return self.position if self.withheld_from is None else self._withheld_to
+        return self.position if self._withheld_from is None else self._withheld_to
 
     @property
     def lag_signals(self) -> int:
@@ -125,6 +123,17 @@ class Cursor:
         if self.place is Place.SNAPSHOT or self.place is Place.BEHIND:
             return False
         return self.place is Place.PAGE or self.offset < self._segment.end
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `take` gives what the log brings from `offset` on just as it is."""
+        return (
+            self.place is Place.LIVE
+            and self.pause is Pause.NONE
+            and self._withheld_from is None
+            and self.sync_target is None
+            and not self._ahead
+        )
 
     def start(self, position: Position) -> None:
         """Begins behind `position`, which the reader holds."""
@@ -203,14 +212,14 @@ class Cursor:
         """The next thing to tell, at most about `bytes_max` and `signals_max`; None when there is nothing now."""
         if not self.has_next:
             return None
-        if self.withheld_from is not None and not self._is_inside():
+        if self._withheld_from is not None and not self._is_inside():
             # Told before reading on elsewhere: what is read there may not cover it.
             return self.flush_withheld()
         if not self._is_inside() and not self._move():
             return None
-        if self.is_ahead and not self._skip_held():
+        if self._ahead and not self._skip_held():
             return None
-        if self.pause is not Pause.NONE or self.withheld_from is not None:
+        if self.pause is not Pause.NONE or self._withheld_from is not None:
             return self._take_filtered(bytes_max, signals_max)
         piece = self._segment.slice(self.offset, bytes_max, signals_max)
         if piece is None:
@@ -221,10 +230,10 @@ class Cursor:
 
     def flush_withheld(self) -> Message | None:
         """The Gap for what was withheld since the last one, if anything was."""
-        first = self.withheld_from
+        first = self._withheld_from
         if first is None:
             return None
-        self.withheld_from = None
+        self._withheld_from = None
         self.position = self._withheld_to
         return gap_message(
             self.master_id,
@@ -236,12 +245,12 @@ class Cursor:
 
     def _find(self) -> None:
         self._segment = self.log
-        self.is_ahead = False
+        self._ahead = False
         if self.log.covers(self.position):
             self.place = Place.LIVE
             self.was_live = True
             self.offset = self.log.offset_after(self.position)
-            self.is_ahead = self.position > self.log.head
+            self._ahead = self.position > self.log.head
         else:
             self.place = Place.BEHIND
 
@@ -256,8 +265,8 @@ class Cursor:
     def _skip_held(self) -> bool:
         """Passes over what the reader holds: it came with more than this process had read."""
         self.offset = max(self.offset, self.log.offset_after(self.position))
-        self.is_ahead = self.offset >= self.log.end
-        return not self.is_ahead
+        self._ahead = self.offset >= self.log.end
+        return not self._ahead
 
     def _take_other(self) -> Piece | None:
         record = self._segment.record(self.offset)
@@ -299,7 +308,7 @@ class Cursor:
         self._missed("a new epoch began")
         if resume_after > begin:
             self.offset = max(self.offset, self._segment.offset_after(resume_after))
-            self.is_ahead = self._segment is self.log and resume_after > self.log.head
+            self._ahead = self._segment is self.log and resume_after > self.log.head
         return gap_message(
             self.master_id, first, last, resume_after=resume_after, reason=start.reason, note=note
         )
@@ -325,7 +334,7 @@ class Cursor:
                 return self._before_other(taken)
             if self._passes(record):
                 budget -= len(record.chunk)
-                if self.withheld_from is not None:
+                if self._withheld_from is not None:
                     return self.flush_withheld()
                 if taken and (budget < 0 or len(taken) >= signals_max):
                     break
@@ -364,8 +373,8 @@ class Cursor:
             self._stops_held.pop(record.stop_change.position_id, None)
 
     def _withhold(self, record: Record) -> None:
-        if self.withheld_from is None:
-            self.withheld_from = record.position
+        if self._withheld_from is None:
+            self._withheld_from = record.position
         self._withheld_to = record.position
         if isinstance(record, SignalRecord) and record.stop_change is not None:
             change = record.stop_change

@@ -89,21 +89,22 @@ class Stream:
     """What one reader is told, in order."""
 
     __slots__ = (
+        "_behind",
+        "_control",
         "_limits",
         "_progress_due_us",
+        "_ready",
         "_turned",
         "_unacknowledged_since_us",
-        "behind",
+        "_was_complete",
         "complete_at_us",
-        "control",
         "cursors",
         "ended",
         "expires_at_us",
+        "is_quiet",
         "opened_at_us",
         "reader",
-        "ready",
         "stream_id",
-        "was_complete",
     )
 
     def __init__(
@@ -116,17 +117,16 @@ class Stream:
         self.ended: ServiceError | None = None
         self.expires_at_us = reader.expires_at_us
         self._limits = limits
-        self.control: list[Message] = []
-        """What is told before any signal."""
-        self.ready: dict[Cursor, None] = {}
-        """Cursors that have something to give."""
-        self.behind: dict[Cursor, None] = {}
-        """Cursors that wait for a page from behind the ring."""
+        self.is_quiet = False
+        """Whether `next_messages` would give nothing but what its cursors' logs bring from now on, as it is."""
+        self._control: list[Message] = []
+        self._ready: dict[Cursor, None] = {}
+        self._behind: dict[Cursor, None] = {}
         self._turned: list[Turn] = []
         self._progress_due_us = now_us
         self.complete_at_us = now_us
         """When the reader last had everything, or came."""
-        self.was_complete = False
+        self._was_complete = False
         self._unacknowledged_since_us = 0
         for cursor in cursors:
             # Before anything else: a position without a pause says that there is none.
@@ -134,14 +134,14 @@ class Stream:
                 self._tell_pause(cursor, "the subscription is paused", now_us)
         if self.positions:
             # Before any signal: one who begins now learns where that is.
-            self.control.append(progress_message(self.positions, now_us))
+            self._tell(progress_message(self.positions, now_us))
         for cursor in cursors:
             self._see(cursor, now_us)
 
     @property
     def has_next(self) -> bool:
         """Whether `next_messages` has something to give."""
-        return bool(self.control or (self.ready and self.ended is None))
+        return bool(self._control or (self._ready and self.ended is None))
 
     @property
     def positions(self) -> tuple[tuple[int, Position], ...]:
@@ -155,7 +155,8 @@ class Stream:
     def wake(self, cursor: Cursor) -> bool:
         """The cursor's log grew; returns whether the stream has something to give."""
         if cursor.has_next:
-            self.ready[cursor] = None
+            self._ready[cursor] = None
+            self.is_quiet = False
         return self.has_next
 
     def next_messages(self, now_us: int) -> list[Message]:
@@ -164,21 +165,22 @@ class Stream:
         Consecutive signals, also of several masters, come in one message.
         """
         out: list[Message] = []
-        if self.control:
-            out.extend(self.control)
-            self.control.clear()
-        if self.ready and self.ended is None:
+        if self._control:
+            out.extend(self._control)
+            self._control.clear()
+        if self._ready and self.ended is None:
             self._take(out, now_us)
-        if not self.ready and not self.behind:
+        if not self._ready and not self._behind:
             self.complete_at_us = now_us
-            self.was_complete = True
+            self._was_complete = True
+            self.is_quiet = self.ended is None and all(cursor.is_plain for cursor in self.cursors.values())
         return out
 
     def _take(self, out: list[Message], now_us: int) -> None:
         budget, signals = self._limits.message_bytes_max, self._limits.message_signals_max
         joined: list[Slice] = []
-        while self.ready and budget > 0 and signals > 0:
-            cursor = next(iter(self.ready))
+        while self._ready and budget > 0 and signals > 0:
+            cursor = next(iter(self._ready))
             piece = cursor.take(self._limits.message_bytes_max, self._limits.message_signals_max)
             if isinstance(piece, Slice):
                 joined.append(piece)
@@ -189,12 +191,12 @@ class Stream:
                 out.append(piece)
                 budget -= len(piece.data)
             # Behind the others, so that a master that never rests keeps nobody waiting.
-            del self.ready[cursor]
+            del self._ready[cursor]
             self._see(cursor, now_us)
         _flush(joined, out)
         # States follow the message that brought them about.
-        out.extend(self.control)
-        self.control.clear()
+        out.extend(self._control)
+        self._control.clear()
 
     def tick(self, now_us: int, cache: ProgressCache) -> None:
         """Sees whether Progress is due or the license has expired."""
@@ -210,14 +212,15 @@ class Stream:
         for cursor in self.cursors.values():
             withheld = cursor.flush_withheld()
             if withheld is not None:
-                self.control.append(withheld)
+                self._tell(withheld)
         self._progress_due_us = now_us + int(self._limits.progress_interval_seconds * 1e6)
-        self.control.append(cache.message(self.positions))
+        self._tell(cache.message(self.positions))
 
     def end(self, error: ServiceError) -> None:
         """Nothing more is told after what is on its way; the first reason counts."""
         if self.ended is None:
             self.ended = error
+            self.is_quiet = False
 
     def drain(self, reconnect_after_us: int) -> None:
         """Announces the end and ends."""
@@ -226,8 +229,8 @@ class Stream:
         for cursor in self.cursors.values():
             withheld = cursor.flush_withheld()
             if withheld is not None:
-                self.control.append(withheld)
-        self.control.append(drain_message(reconnect_after_us, self.positions))
+                self._tell(withheld)
+        self._tell(drain_message(reconnect_after_us, self.positions))
         self.end(errors.draining())
 
     def pause(self, master_id: int, pause: Pause, version: int, reason: str, now_us: int) -> bool:
@@ -247,32 +250,32 @@ class Stream:
         cursor = self.cursors.pop(master_id, None)
         if cursor is None:
             return None
-        self.ready.pop(cursor, None)
-        self.behind.pop(cursor, None)
+        self._ready.pop(cursor, None)
+        self._behind.pop(cursor, None)
         withheld = cursor.flush_withheld()
         if withheld is not None:
-            self.control.append(withheld)
+            self._tell(withheld)
         state = pb.SUBSCRIPTION_STATE_CANCELLED
-        self.control.append(state_change_message(master_id, state, reason, now_us))
+        self._tell(state_change_message(master_id, state, reason, now_us))
         if not self.cursors:
             self.end(errors.cancelled(master_id))
         return cursor
 
     def wants(self) -> list[Cursor]:
         """The cursors that read behind the ring and wait for a page."""
-        return list(self.behind)
+        return list(self._behind)
 
     def feed(self, cursor: Cursor, page: Segment, now_us: int) -> None:
         """Gives a cursor the page that it waits for."""
-        if cursor in self.behind:
+        if cursor in self._behind:
             cursor.feed(page)
             self._see(cursor, now_us)
 
     def skip_to(self, cursor: Cursor, floor: Position, now_us: int) -> None:
         """Tells a cursor that waits for a page that what it wants is gone up to `floor`."""
-        if cursor in self.behind:
+        if cursor in self._behind:
             reason = position_pb2.GAP_REASON_TRIMMED
-            self.control.append(cursor.skip_to(floor, reason, "older than the log and the archive"))
+            self._tell(cursor.skip_to(floor, reason, "older than the log and the archive"))
             self._see(cursor, now_us)
 
     def begin_with(self, cursor: Cursor, snapshot: snapshot_pb2.Snapshot, now_us: int) -> None:
@@ -281,10 +284,10 @@ class Stream:
             return
         withheld = cursor.flush_withheld()
         if withheld is not None:
-            self.control.append(withheld)
-        self.control.append(cursor.start_with(snapshot))
+            self._tell(withheld)
+        self._tell(cursor.start_with(snapshot))
         # From here on the reader is catching up, by right.
-        self.was_complete = False
+        self._was_complete = False
         self.complete_at_us = now_us
         self._see(cursor, now_us)
 
@@ -319,14 +322,14 @@ class Stream:
             missing = cursor.lag_signals
             signals += missing
             lag_bytes += missing * cursor.log.chunk_bytes_mean
-        is_complete = not (is_writing or self.ready or self.behind)
+        is_complete = not (is_writing or self._ready or self._behind)
         if is_complete:
             self.complete_at_us = now_us
         return Lag(
             signals=signals,
             bytes=lag_bytes,
             seconds=max(0, now_us - self.complete_at_us) / 1e6,
-            is_catching_up=not self.was_complete,
+            is_catching_up=not self._was_complete,
             unacknowledged_seconds=self._unacknowledged_seconds(now_us),
         )
 
@@ -339,19 +342,25 @@ class Stream:
             self._unacknowledged_since_us = now_us
         return (now_us - self._unacknowledged_since_us) / 1e6
 
+    def _tell(self, message: Message) -> None:
+        """Lets this be told before any signal."""
+        self._control.append(message)
+        self.is_quiet = False
+
     def _see(self, cursor: Cursor, now_us: int) -> None:
         """Files a cursor under what it needs next, and tells its state if that changed."""
+        self.is_quiet = False
         cursor.note_sync()
         if cursor.sync_changed:
             self._tell_sync(cursor, now_us)
         if cursor.place is Place.BEHIND:
-            self.behind[cursor] = None
+            self._behind[cursor] = None
         else:
-            self.behind.pop(cursor, None)
+            self._behind.pop(cursor, None)
         if cursor.has_next:
-            self.ready[cursor] = None
+            self._ready[cursor] = None
         else:
-            self.ready.pop(cursor, None)
+            self._ready.pop(cursor, None)
 
     def _tell_sync(self, cursor: Cursor, now_us: int) -> None:
         cursor.sync_changed = False
@@ -361,11 +370,11 @@ class Stream:
             # A pause counts before sync; what sync is then is told when the pause ends.
             return
         state = _STATES[cursor.sync]
-        self.control.append(state_change_message(cursor.master_id, state, cursor.sync_reason, now_us))
+        self._tell(state_change_message(cursor.master_id, state, cursor.sync_reason, now_us))
 
     def _tell_pause(self, cursor: Cursor, reason: str, now_us: int) -> None:
         state = _PAUSED_STATES.get(cursor.pause) or _STATES[cursor.sync] or pb.SUBSCRIPTION_STATE_SYNCED
-        self.control.append(state_change_message(cursor.master_id, state, reason, now_us))
+        self._tell(state_change_message(cursor.master_id, state, reason, now_us))
 
 
 def state_of(cursor: Cursor) -> pb.SubscriptionState.ValueType:

@@ -41,10 +41,15 @@ class StreamWriter(Protocol):
         """Takes messages over, in order; only while `is_writable`. Never waits."""
         ...
 
-    def write_to_each(self, writers: Sequence[StreamWriter], message: Message) -> list[int]:
-        """Writes one message to each of the writers, of this one's kind, whose transport takes all of it now.
+    @property
+    def outlet(self) -> object:
+        """What `write_to_each` of any writer of this kind needs of this one."""
+        ...
 
-        Returns where in `writers` those are that took nothing, in order. `Source.on_written` is not called: who writes
+    def write_to_each(self, outlets: Sequence[object], message: Message) -> list[int]:
+        """Writes one message through each of the outlets that takes all of it now.
+
+        Returns where in `outlets` those are that took nothing, in order. `Source.on_written` is not called: who writes
         to many accounts for all of them at once.
         """
         ...

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from services.common.errors import ServiceError
 from services.common.rpc import Context
 from services.fanout.domain.codec import Message
-from services.fanout.edge import Source, StreamWriter
+from services.fanout.edge import Source
 
 
 class AioStreamWriter:
@@ -32,9 +32,14 @@ class AioStreamWriter:
         self._pending = messages
         self._wake.set()
 
-    def write_to_each(self, writers: Sequence[StreamWriter], message: Message) -> list[int]:
-        """Writes to none: grpc.aio takes nothing without waiting."""
-        return list(range(len(writers)))
+    @property
+    def outlet(self) -> object:
+        """Nothing: grpc.aio takes no message without waiting."""
+        return None
+
+    def write_to_each(self, outlets: Sequence[object], message: Message) -> list[int]:
+        """Writes to none."""
+        return list(range(len(outlets)))
 
     def finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         """Lets `run` end with the error; `at_once` breaks off a write that the reader does not take."""

@@ -9,7 +9,7 @@ from typing import cast
 from services.common.errors import ServiceError
 from services.common.h2grpc import OutStream, send_to_each
 from services.fanout.domain.codec import Message
-from services.fanout.edge import Source, StreamWriter
+from services.fanout.edge import Source
 
 
 class H2StreamWriter:
@@ -41,19 +41,21 @@ class H2StreamWriter:
         if source is not None:
             self._write_pending(source)
 
-    def write_to_each(self, writers: Sequence[StreamWriter], message: Message) -> list[int]:
-        """Writes one message to each of the writers whose peer takes all of it now; returns where the others are."""
-        streams = [
-            None if one._pending or one._source is None or one._finished is not None else one._out
-            for one in cast(Sequence[H2StreamWriter], writers)
-        ]
-        return send_to_each(streams, message.data)
+    @property
+    def outlet(self) -> object:
+        """The sending side; it takes what is sent to many while nothing waits here."""
+        return self._out
+
+    def write_to_each(self, outlets: Sequence[object], message: Message) -> list[int]:
+        """Writes one message to each whose peer takes all of it now; returns where the others are."""
+        return send_to_each(cast(Sequence[OutStream], outlets), message.data)
 
     def finish(self, error: ServiceError, *, at_once: bool = False) -> None:
         """Lets `run` end with the error; `at_once` drops what the peer has not taken."""
         if self._finished is not None and not at_once:
             return
         self._finished = error
+        self._out.let_broadcast(False)
         if at_once:
             self._pending.clear()
             self._out.drop()
@@ -73,6 +75,7 @@ class H2StreamWriter:
             await self._end
         finally:
             self._out.on_writable = self._out.on_drain = None
+            self._out.let_broadcast(False)
         if self._finished is not None:
             raise self._finished
 
@@ -94,6 +97,7 @@ class H2StreamWriter:
             out.send(message.data)
             source.on_written(message)
         del pending[:written]
+        out.let_broadcast(not pending and self._finished is None)
         return not pending
 
     def _end_if_finished(self) -> None:

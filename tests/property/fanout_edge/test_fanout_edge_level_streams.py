@@ -41,9 +41,13 @@ class Keeping:
     def write(self, messages: Sequence[Message]) -> None:
         self.messages += [message.data for message in messages]
 
-    def write_to_each(self, writers: Sequence[Keeping], message: Message) -> list[int]:
+    @property
+    def outlet(self) -> Keeping:
+        return self
+
+    def write_to_each(self, outlets: Sequence[Keeping], message: Message) -> list[int]:
         refused = []
-        for index, one in enumerate(writers):
+        for index, one in enumerate(outlets):
             if one.is_quick and one.is_open:
                 one.messages.append(message.data)
             else:

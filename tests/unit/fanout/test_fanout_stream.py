@@ -34,7 +34,7 @@ FOREVER = 10**18
 def stream_of(logs: Logs, *masters: int, pause: Pause = Pause.NONE, **limits: int) -> Stream:
     """A stream that has told where it begins, last of all that it tells at its start."""
     stream = new_stream_of(logs, *masters, pause=pause, **limits)
-    assert names([stream.control.pop()]) == ["progress"]
+    assert names([stream._control.pop()]) == ["progress"]
     return stream
 
 
