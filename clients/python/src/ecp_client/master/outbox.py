@@ -294,10 +294,11 @@ class Outbox:
         if first > SEQUENCE_MAX:
             raise OutboxFullError("all sequences up to 2^53 - 1 are used")
         self._files.prepare(first)
-        if self.size_bytes + added_bytes > self._settings.bytes_max:
-            # Better to wait for the disk once than to refuse.
-            self._drop_acknowledged()
-        if self.size_bytes + added_bytes > self._settings.bytes_max:
+        if self._files.size_bytes + added_bytes <= self._settings.bytes_max:
+            return
+        # Better to wait for the disk once than to refuse.
+        self._drop_acknowledged()
+        if self._files.size_bytes + added_bytes > self._settings.bytes_max:
             raise OutboxFullError(
                 f"{self._folder} holds {self.pending:,} unacknowledged signals in {self.size_bytes:,} bytes; "
                 f"it takes {self._settings.bytes_max:,}"

@@ -58,6 +58,7 @@ class OutboxFiles:
         self._read_ahead: dict[int, bytes] = {}
         # In the order of writing, so that a power cut in between costs the end and not the middle.
         self._unsynced: dict[Path, None] = {}
+        self._is_active_unsynced = False
         self._is_folder_unsynced = False
 
     @property
@@ -73,7 +74,7 @@ class OutboxFiles:
     @property
     def size_bytes(self) -> int:
         """Bytes of all segments on disk."""
-        return sum(segment.size for segment in self._segments)
+        return sum([segment.size for segment in self._segments])
 
     def prepare(self, first: int) -> None:
         """Makes sure that there is an open segment in which `first` is the next sequence."""
@@ -167,6 +168,7 @@ class OutboxFiles:
 
     def take_unsynced(self) -> Unsynced:
         """What is to be forced to the disk now."""
+        self._note_active()
         taken = Unsynced(tuple(self._unsynced), self._folder if self._is_folder_unsynced else None)
         self._unsynced = {}
         self._is_folder_unsynced = False
@@ -195,12 +197,18 @@ class OutboxFiles:
         if written != len(blob):
             file.truncate(segment.size)
             raise OutboxError(f"{segment.path}: {reason}; the signal was not taken")
-        self._unsynced[segment.path] = None
+        self._is_active_unsynced = True
 
     def _segment_of(self, sequence: int) -> Segment | None:
         return next((segment for segment in reversed(self._segments) if segment.offset_of(sequence)), None)
 
+    def _note_active(self) -> None:
+        if self._is_active_unsynced:
+            self._unsynced[self._segments[-1].path] = None
+            self._is_active_unsynced = False
+
     def _close_file(self) -> None:
+        self._note_active()
         if self._file is not None:
             self._file.close()
             self._file = None
