@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -55,13 +55,19 @@ class LogWorld:
 
 @asynccontextmanager
 async def log_world(
-    database_url: str, redis_url: str, *, masters: int = 3, shards: int = 3, **overrides: object
+    database_url: str,
+    redis_url: str,
+    *,
+    masters: int = 3,
+    shards: int = 3,
+    of_ledger: Mapping[str, object] | None = None,
+    **overrides: object,
 ) -> AsyncIterator[LogWorld]:
-    """The world; `overrides` are settings of ingest."""
+    """The world; `overrides` are settings of ingest, `of_ledger` of the ledger."""
     shared = {"log_shards": shards, **QUICK}
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(
-            ledger_running(ledger_settings(database_url, redis_url, **shared))
+            ledger_running(ledger_settings(database_url, redis_url, **(shared | dict(of_ledger or {}))))
         )
         who, token = await _people(ledger, masters)
         ingest = await stack.enter_async_context(
@@ -96,10 +102,11 @@ async def check_everything(world: LogWorld, subscriber: Subscriber, masters: lis
         await subscriber.until(lambda told=told, goal=master.acknowledged: (told.held or (0, 0))[1] >= goal)
         assert told.gaps == []
         assert told.sequences == list(range(1, told.sequences[-1] + 1))
-        await _archived(world, master)
+        await archived(world, master)
 
 
-async def _archived(world: LogWorld, master: SteadyMaster) -> None:
+async def archived(world: LogWorld, master: SteadyMaster) -> None:
+    """Waits until all that the master saw acknowledged is in the archive, each once."""
     async with asyncio.timeout(WAIT_SECONDS):
         while True:
             records = await world.ledger.read(master.who.master_id, records_max=RECORDS_MAX)
