@@ -7,180 +7,28 @@ named exactly as missing, and a reader that is pumped dry stands at the head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from execution.common.v1 import position_pb2, signal_pb2, snapshot_pb2
-from execution.fanout.v1 import fanout_service_pb2 as pb
 from execution.ingest.v1 import frames_pb2, log_pb2
 from services.fanout.domain.cursor import Cursor, Place
 from services.fanout.domain.filter import Pause
-from services.fanout.domain.intake import Intake, records_of_run
+from services.fanout.domain.intake import Intake
 from services.fanout.domain.level import Follower, level_at, move_behind, pieces
-from services.fanout.domain.position import BEGINNING, Position
+from services.fanout.domain.position import Position
 from services.fanout.domain.resume import Reach, reach_of
-from services.fanout.domain.ring import MasterLog, Record, Ring, Segment
-from services.fanout.domain.stream import ProgressCache, Reader, Stream, StreamLimits
-
-MASTERS = (1, 2)
-KINDS = (
-    signal_pb2.SIGNAL_KIND_OPEN,
-    signal_pb2.SIGNAL_KIND_MODIFY,
-    signal_pb2.SIGNAL_KIND_CLOSE,
-    signal_pb2.SIGNAL_KIND_PARTIAL_CLOSE,
-    signal_pb2.SIGNAL_KIND_PENDING_CANCEL,
-    signal_pb2.SIGNAL_KIND_PENDING_PLACE,
+from services.fanout.domain.ring import MasterLog, Ring, Segment
+from services.fanout.domain.stream import ProgressCache, Reader, Stream
+from tests.property.fanout.core_model import (
+    FAR_US,
+    KINDS,
+    LIMITS,
+    MASTERS,
+    Model,
+    World,
 )
-CLOSES = {signal_pb2.SIGNAL_KIND_CLOSE, signal_pb2.SIGNAL_KIND_PARTIAL_CLOSE}
-FAR_US = 10**18
-LIMITS = StreamLimits(message_bytes_max=400, message_signals_max=5, progress_interval_seconds=1.0)
-
-
-@dataclass
-class History:
-    """What truly happened with one master."""
-
-    head: Position = BEGINNING
-    signals: dict[Position, signal_pb2.Signal] = field(default_factory=dict)
-    holes: dict[Position, Position] = field(default_factory=dict)
-    """Declared holes: each missing position, and the last one of its hole."""
-    epochs: dict[int, log_pb2.LogRun] = field(default_factory=dict)
-    """The start of each epoch but the first."""
-    places: list[Position] = field(default_factory=lambda: [BEGINNING])
-    """Every place at which a reader may stand."""
-
-
-@dataclass
-class World:
-    """The stores: the log's runs (entries of one run each) and the archive's; both are cut at the front."""
-
-    log: list[log_pb2.LogRun] = field(default_factory=list)
-    archive: list[log_pb2.LogRun] = field(default_factory=list)
-    opened: int = 0
-    histories: dict[int, History] = field(default_factory=lambda: {m: History() for m in MASTERS})
-
-    def append(self, run: log_pb2.LogRun) -> None:
-        self.log.append(run)
-        self.archive.append(run)
-
-    def page(self, master_id: int, after: Position, records_max: int) -> Segment | Position | None:
-        """A page behind `after`; else the oldest place to go on from; else None when nothing is left."""
-        oldest: Position | None = None
-        for runs in (self.log, self.archive):
-            records: list[Record] = []
-            for run in runs:
-                if run.master_id == master_id:
-                    records.extend(records_of_run(run, after=after))
-            if records and records[0].follows(after):
-                return Segment(after, records[:records_max])
-            if records:
-                oldest = records[0].before
-        return oldest
-
-
-class Model:
-    """One reader: what it holds, and what it was told."""
-
-    def __init__(self, stream: Stream, world: World, held: dict[int, Position | None]) -> None:
-        self.stream = stream
-        self.world = world
-        self.held = held
-        self.pauses: dict[int, set[Pause]] = {m: {c.pause} for m, c in stream.cursors.items()}
-        self.seen: dict[int, set[Position]] = {m: set() for m in held}
-        self.is_eager = world.opened % 2 == 0
-        """Whether it takes what is new at once, as nearly all do."""
-        world.opened += 1
-
-    def take(self, data: bytes) -> None:
-        response = pb.SubscribeResponse.FromString(data)
-        match response.WhichOneof("event"):
-            case "signals":
-                assert response.signals.signals
-                for one in response.signals.signals:
-                    self.take_signal(one)
-            case "gap":
-                self.take_gap(response.gap)
-            case "progress":
-                for one in response.progress.positions:
-                    place = Position(one.position.epoch, one.position.sequence)
-                    assert self.held[one.master_id] in (None, place)
-                    self.held[one.master_id] = place
-            case "snapshot":
-                snapshot = response.snapshot.snapshot
-                assert self.held[snapshot.master_id] is None
-                self.held[snapshot.master_id] = Position(snapshot.as_of.epoch, snapshot.as_of.sequence)
-            case "state_change":
-                pass
-            case other:
-                raise AssertionError(other)
-
-    def take_signal(self, one: signal_pb2.SequencedSignal) -> None:
-        place = Position(one.epoch, one.sequence)
-        held = self.held[one.master_id]
-        assert held == (one.previous_epoch, one.previous_sequence)
-        assert held is not None
-        assert place == (held.epoch, held.sequence + 1)
-        assert place not in self.seen[one.master_id]
-        assert one.signal == self.world.histories[one.master_id].signals[place]
-        pauses = self.pauses[one.master_id]
-        assert any(may_pass(one.signal, pause) for pause in pauses), (one, pauses)
-        self.seen[one.master_id].add(place)
-        self.held[one.master_id] = place
-
-    def take_gap(self, gap: pb.Gap) -> None:
-        first = getattr(gap, "from")
-        begin, end = Position(first.epoch, first.sequence), Position(gap.to.epoch, gap.to.sequence)
-        resume_after = Position(gap.resume_after.epoch, gap.resume_after.sequence)
-        held = self.held[gap.master_id]
-        history = self.world.histories[gap.master_id]
-        assert held is not None
-        assert held < resume_after
-        if gap.reason == position_pb2.GAP_REASON_WITHHELD:
-            assert begin == (held.epoch, held.sequence + 1)
-            assert end == resume_after
-            for sequence in range(begin.sequence, end.sequence + 1):
-                signal = history.signals[Position(begin.epoch, sequence)]
-                assert any(may_withhold(signal, pause) for pause in self.pauses[gap.master_id])
-        elif gap.reason == position_pb2.GAP_REASON_TRIMMED:
-            assert begin == (held.epoch, held.sequence + 1)
-            answer = self.world.page(gap.master_id, held, 1)
-            assert not isinstance(answer, Segment), "it was to be had"
-        elif resume_after.epoch > held.epoch:
-            self.check_epoch(gap, held, begin, end, resume_after)
-        else:
-            assert begin == (held.epoch, held.sequence + 1)
-            assert end == resume_after == history.holes[begin]
-        self.held[gap.master_id] = resume_after
-
-    def check_epoch(
-        self, gap: pb.Gap, held: Position, begin: Position, end: Position, resume_after: Position
-    ) -> None:
-        start = self.world.histories[gap.master_id].epochs[resume_after.epoch]
-        assert gap.reason == start.epoch_start.reason
-        if held.sequence < start.last_sequence:
-            assert begin == (held.epoch, held.sequence + 1)
-            assert end == (held.epoch, start.last_sequence)
-            assert resume_after == (start.epoch, start.last_sequence)
-        elif gap.reason == position_pb2.GAP_REASON_LOG_LOST:
-            assert resume_after == (start.epoch, held.sequence)
-        else:
-            assert begin == end == resume_after == (start.epoch, start.last_sequence)
-
-
-def may_pass(signal: signal_pb2.Signal, pause: Pause) -> bool:
-    """Whether some subscriber might get it: for a MODIFY that depends on the stop, which unit tests are about."""
-    if pause is Pause.NONE or signal.kind in CLOSES or signal.kind == signal_pb2.SIGNAL_KIND_MODIFY:
-        return True
-    return pause is Pause.CLOSE_ONLY and signal.kind == signal_pb2.SIGNAL_KIND_PENDING_CANCEL
-
-
-def may_withhold(signal: signal_pb2.Signal, pause: Pause) -> bool:
-    if pause is Pause.NONE or signal.kind in CLOSES:
-        return False
-    return not (pause is Pause.CLOSE_ONLY and signal.kind == signal_pb2.SIGNAL_KIND_PENDING_CANCEL)
 
 
 class FanoutMachine(RuleBasedStateMachine):
@@ -400,6 +248,31 @@ class FanoutMachine(RuleBasedStateMachine):
             return multiple()
         model.stream.begin_with(cursor, snapshot, self.now_us)
         return model
+
+    @rule(model=readers, master=st.sampled_from(MASTERS), back=st.integers(0, 30))
+    def full_sync(self, model: Model, master: int, back: int) -> None:
+        """In the midst of a stream, from a snapshot that may lie before or behind what the reader holds."""
+        cursor = model.stream.cursors.get(master)
+        if model not in self.models or cursor is None or cursor.place is Place.SNAPSHOT:
+            return
+        places = self.world.histories[master].places
+        as_of = places[-1 - back % len(places)]
+        if as_of > cursor.log.head or (
+            reach_of(cursor.log, as_of) is Reach.BEHIND
+            and not isinstance(self.world.page(master, as_of, 3), Segment)
+        ):
+            return
+        asked = {one: self.world.page(one.master_id, one.position, 3) for one in model.stream.wants()}
+        model.stream.resync(cursor, "a test", self.now_us)
+        snapshot = snapshot_pb2.Snapshot(
+            master_id=master, as_of=position_pb2.StreamPosition(epoch=as_of.epoch, sequence=as_of.sequence)
+        )
+        model.full_syncs[master].append(as_of)
+        model.stream.begin_with(cursor, snapshot, self.now_us)
+        # A page that was asked for before comes now.
+        page = asked.get(cursor)
+        if isinstance(page, Segment):
+            model.stream.feed(cursor, page, self.now_us)
 
     @rule(model=readers)
     def drop_and_resume(self, model: Model) -> None:
