@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -103,11 +104,8 @@ class _Stranger:
         writer.write(framed(known.login))
         welcome = await _answer(reader, decoder, "welcome")
         expected = welcome.welcome.position.sequence + 1
-        known = seeds(self.master_id, nonce, challenge.challenge.nonce, expected)
-        # A mutation may leave the first frame whole and only add to it: then it is taken, and rightly so.
-        for kind, body in known.bodies:
-            self.target.signed(kind, body)
-        return known, expected
+        now_us = self.target.attacked_at_us
+        return seeds(self.master_id, nonce, challenge.challenge.nonce, expected, now_us=now_us), expected
 
     def _mutated(self, known: Seeds, expected: int) -> bytes:
         if self.random.random() >= _SIGNED_AFTER_MUTATION:
@@ -143,6 +141,7 @@ class LiveTarget:
     frames_max: int = 0
     baseline_bytes: int = 0
     growth_bytes: int = 0
+    attacked_at_us: int = 0
     signed_signals: set[int] = field(default_factory=set)
     """Hashes of every signal that a stranger signed in a batch for an open session."""
 
@@ -163,6 +162,10 @@ class LiveTarget:
         strangers = [
             _Stranger(self, _MASTER_ID_BASE + number, Random(random.random())) for number in range(_STRANGERS)
         ]
+        # A mutation may leave a frame whole and only add to it: then it is taken, and rightly so.
+        self.attacked_at_us = time.time_ns() // 1_000
+        for kind, body in seeds(_MASTER_ID_BASE, b"n" * 32, b"s" * 32, now_us=self.attacked_at_us).bodies:
+            self.signed(kind, body)
         tasks = [asyncio.create_task(one.run()) for one in strangers]
         acknowledged = self.worker.promises.sequence
         try:
