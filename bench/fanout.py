@@ -1,27 +1,38 @@
 """`ecp bench fanout`: one fan-out on one core, its readers, the log and the ledger's stand-in on the other; no gates.
 
-The yardstick of deliveries is a bare `transport.write` of the same bytes to the same readers, in the same minutes.
+The yardstick is a bare `transport.write` of the same bytes, one by one, to the same readers in the same minutes.
 """
 
 from __future__ import annotations
 
-import json
-import resource
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from bench import machine
-from bench.fanout_process import FanoutProcess, fanout
+from bench.fanout_runs import Bench, Setting, note, per_cpu_second, rate, signals_rate
 from bench.licenses import licensing
-from bench.process import worker
-from bench.readers import Arrived, Plan, arrived_of, as_json
+from bench.plot import Line, line_chart
+from bench.readers import Arrived
 from bench.result import Result, result_of
-from mesh.embedded import RedisServer, redis
+from bench.torture.clients_server import Certificate
+from mesh.embedded import redis
+from mesh.errors import MeshError
 
-_SECONDS_MAX: Final = 600.0
-_SPARE_FILES: Final = 200
+CURVE: Final = (10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 125_000, 150_000, 200_000)
+"""Deliveries a second."""
+_SPARE_FILES: Final = 300
+_WIDE_WINDOW: Final = 256
+_STALLED_PADDING_BYTES: Final = 600
+_STALLED_WARMUPS: Final = 3
+"""So long until the buffers of those that do not read are full."""
+_TLS_RUNS_MAX: Final = 2
+_REACHES: Final = 5
+_STALLED_RUNS_MAX: Final = 3
+_CHART_MS_MIN: Final = 0.001
+_MIB: Final = 1_048_576
 # Each signal in a message of its own, and no rest between rounds: what is measured is a delivery.
 _SINGLE: Final = {"MESSAGE_SIGNALS_MAX": "1", "COALESCING_DELAY_SECONDS_MAX": "0"}
 
@@ -32,11 +43,13 @@ class FanoutOptions:
 
     subscribers: int = 500
     idle_subscribers: int = 10_000
-    seconds: float = 4.0
+    seconds: float = 3.0
     runs: int = 5
-    attempts: int = 3
-    """How often a run is made anew when others used too much of the machine."""
+    repeat_seconds_max: float = 80.0
+    """How much time there is in all to make runs anew that others on the machine disturbed."""
     edge: str = "h2"
+    with_curve: bool = False
+    """Also latencies at many rates."""
 
 
 @dataclass(slots=True)
@@ -45,86 +58,27 @@ class FanoutReport:
 
     machine: dict[str, Any]
     results: list[Result] = field(default_factory=list)
+    curve: dict[str, list[tuple[float, dict[str, float]]]] = field(default_factory=dict)
+    """Percentiles in ms by deliveries a second, of "fan-out" and "bare"."""
 
-
-@dataclass(slots=True)
-class _Bench:
-    options: FanoutOptions
-    tell: Callable[[str], None]
-    server: RedisServer
-    ledger_port: int
-    measured_core: int
-    load_core: int
-
-    @asynccontextmanager
-    async def serving(self, **environment: str) -> AsyncIterator[FanoutProcess]:
-        """A fan-out of its own, with what it reads from its environment."""
-        async with fanout(
-            self.server.url,
-            self.ledger_port,
-            self.server.run_folder,
-            core=self.measured_core,
-            environment={"EDGE": self.options.edge, **environment},
-        ) as process:
-            yield process
-
-    def plan(self, process: FanoutProcess, mode: str) -> Plan:
-        """The readers of that process."""
-        return Plan(
-            port=process.port,
-            subscribers=self.options.subscribers,
-            mode=mode,
-            redis_url=self.server.url,
-            seconds=self.options.seconds,
-            watched_pids=(process.pid, self.server.pid),
-        )
-
-    async def bare(self) -> Arrived:
-        """Deliveries of a bare writer."""
-        async with worker(self.measured_core, "bench.bare_fanout") as writer:
-            ports = json.loads(await writer.line(20))
-            plan = Plan(
-                port=ports["port"],
-                control_port=ports["control_port"],
-                subscribers=self.options.subscribers,
-                mode="saturate",
-                seconds=self.options.seconds,
-                watched_pids=(writer.pid,),
+    def chart(self) -> str:
+        """Latency by rate, as SVG."""
+        lines = [
+            Line(
+                f"{who} {rank}",
+                [(rate, max(found[rank], _CHART_MS_MIN)) for rate, found in points],
+                dashed=who == "bare",
             )
-            arrived = await self.quietest(plan)
-        self.tell(
-            f"bare transport.write: {_rate(arrived):,.0f} messages/s, "
-            f"{_per_cpu_second(arrived):,.0f} per CPU second{_note(arrived)}"
+            for who, points in self.curve.items()
+            for rank in ("p50", "p99", "p99.9")
+            if points
+        ]
+        return line_chart(
+            "From a signal's intended time to each reader, against a bare writer",
+            "deliveries a second, on one core",
+            "ms",
+            lines,
         )
-        return arrived
-
-    async def quietest(self, plan: Plan) -> Arrived:
-        """A run that others did not disturb or, after so many attempts, the last one."""
-        for _ in range(self.options.attempts - 1):
-            arrived = await self._run(plan)
-            if not arrived.is_disturbed:
-                return arrived
-        return await self._run(plan)
-
-    async def _run(self, plan: Plan) -> Arrived:
-        async with worker(self.load_core, "bench.readers", as_json(plan)) as readers:
-            return arrived_of(await readers.line(_SECONDS_MAX))
-
-
-def _rate(arrived: Arrived) -> float:
-    return arrived.messages / arrived.seconds
-
-
-def _per_cpu_second(arrived: Arrived) -> float:
-    """Messages for each second of processor time of what is measured: what a disturbed machine changes least."""
-    used = next(iter(arrived.cores.values()), 0.0)
-    return _rate(arrived) / used if used else 0.0
-
-
-def _note(arrived: Arrived) -> str:
-    if not arrived.is_disturbed:
-        return ""
-    return f" (disturbed: {arrived.steal_cores:.2f} core stolen, {arrived.others_cores:.2f} used by others)"
 
 
 async def measure(options: FanoutOptions, tell: Callable[[str], None]) -> FanoutReport:
@@ -135,112 +89,193 @@ async def measure(options: FanoutOptions, tell: Callable[[str], None]) -> Fanout
         MeshError: something did not start, or a stream ended.
     """
     cores = machine.two_cores()
+    machine.allow_open_files(max(options.idle_subscribers, options.subscribers) + _SPARE_FILES)
     report = FanoutReport(machine.describe())
-    with machine.pinned(cores[1]):
+    with machine.pinned(cores[1]), TemporaryDirectory() as folder:
         async with licensing() as ledger_port, redis() as server:
-            bench = _Bench(options, tell, server, ledger_port, *cores)
-            await _measure_deliveries(bench, report)
+            bench = Bench(
+                Setting(options.subscribers, options.seconds, options.edge),
+                tell,
+                server,
+                ledger_port,
+                *cores,
+                Certificate.issued(Path(folder)),
+                options.repeat_seconds_max,
+            )
+            await _measure_deliveries(bench, report, options.runs)
+            if options.edge == "h2":
+                await _measure_tls(bench, report, min(options.runs, _TLS_RUNS_MAX))
+            await _measure_stalled(bench, report, min(options.runs, _STALLED_RUNS_MAX))
             if options.idle_subscribers:
-                await _measure_idle(bench, report)
+                await _measure_idle(bench, report, options.idle_subscribers)
+            if options.with_curve:
+                await _measure_curve(bench, report)
     return report
 
 
-async def _measure_deliveries(bench: _Bench, report: FanoutReport) -> None:
+async def _measure_deliveries(bench: Bench, report: FanoutReport, runs: int) -> None:
     bare: list[Arrived] = []
     single: list[Arrived] = []
     half: list[Arrived] = []
+    bare_half: list[Arrived] = []
     joined: list[Arrived] = []
-    for _ in range(bench.options.runs):
-        bare.append(await bench.bare())
-        single.append(await _saturated(bench, _SINGLE))
-        half.append(await _paced(bench, _rate(single[-1]) / 2 / bench.options.subscribers))
-        joined.append(await _saturated(bench, {}, window=256))
+    for _ in range(runs):
+        async with bench.bare() as plan:
+            bare.append(await bench.saturated("bare transport.write", plan))
+            async with bench.serving(_SINGLE) as served:
+                single.append(await bench.saturated("fan-out", served))
+                half.append(await bench.paced("fan-out", served, rate(single[-1]) / 2))
+            bare_half.append(await bench.paced("bare transport.write", plan, rate(single[-1]) / 2))
+        async with bench.serving() as plan:
+            plan = replace(plan, window=_WIDE_WINDOW)
+            joined.append(await bench.saturated("fan-out, coalescing", plan))
     report.results += [
+        _rate("fanout.deliveries_per_second", single, bare),
         result_of(
-            "fanout.deliveries_per_second",
+            "fanout.deliveries_per_cpu_second",
             "messages/s",
-            [_rate(one) for one in single],
-            [_rate(one) for one in bare],
+            [per_cpu_second(one) for one in _quiet(single)],
+            [per_cpu_second(one) for one in _quiet(bare)],
             disturbed_runs=sum(one.is_disturbed for one in single),
-            details={
-                "edge": bench.options.edge,
-                "runs": [_circumstances(one) for one in single],
-                "yardstick_runs": [_circumstances(one) for one in bare],
-            },
         ),
-        result_of(
-            "fanout.p99_ms_at_half",
-            "ms",
-            [one.latency_ms["p99"] for one in half],
-            disturbed_runs=sum(one.is_disturbed for one in half),
-            details={"runs": [{**_circumstances(one), **one.latency_ms} for one in half]},
-        ),
+        _p99("fanout.p99_ms_at_half", half, bare_half),
         result_of(
             "fanout.coalesced_signals_per_second",
             "signals/s",
-            [one.signals / one.seconds for one in joined],
-            details={"messages_per_second": [round(_rate(one)) for one in joined]},
+            [signals_rate(one) for one in _quiet(joined)],
+            disturbed_runs=sum(one.is_disturbed for one in joined),
+            details={"runs": [_circumstances(one) for one in joined]},
         ),
     ]
 
 
-async def _saturated(bench: _Bench, environment: dict[str, str], *, window: int = 8) -> Arrived:
-    async with bench.serving(**environment) as process:
-        plan = replace(bench.plan(process, "saturate"), window=window)
-        arrived = await bench.quietest(plan)
-    bench.tell(
-        f"fan-out: {_rate(arrived):,.0f} messages/s, {arrived.signals / arrived.seconds:,.0f} signals/s, "
-        f"{_per_cpu_second(arrived):,.0f} messages per CPU second{_note(arrived)}"
-    )
-    return arrived
+async def _measure_tls(bench: Bench, report: FanoutReport, runs: int) -> None:
+    single: list[Arrived] = []
+    half: list[Arrived] = []
+    for _ in range(runs):
+        async with bench.serving(_SINGLE, tls=True) as plan:
+            single.append(await bench.saturated("fan-out over TLS", plan))
+            half.append(await bench.paced("fan-out over TLS", plan, rate(single[-1]) / 2))
+    report.results += [
+        _rate("fanout.tls_deliveries_per_second", single, []),
+        _p99("fanout.tls_p99_ms_at_half", half, []),
+    ]
 
 
-async def _paced(bench: _Bench, signals_per_second: float) -> Arrived:
-    async with bench.serving() as process:
-        plan = replace(bench.plan(process, "pace"), signals_per_second=signals_per_second)
-        arrived = await bench.quietest(plan)
-    shown = ", ".join(f"{rank} {value:.2f} ms" for rank, value in arrived.latency_ms.items())
-    bench.tell(f"at {signals_per_second * bench.options.subscribers:,.0f}/s: {shown}{_note(arrived)}")
-    return arrived
+async def _measure_stalled(bench: Bench, report: FanoutReport, runs: int) -> None:
+    """Pairs of runs, with and without two readers that do not read, at half of what there can be."""
+    without: list[Arrived] = []
+    stalled: list[Arrived] = []
+    deliveries = next(one.value for one in report.results if one.name == "fanout.deliveries_per_second")
+    for _ in range(runs):
+        for has_bad_readers, kept in ((False, without), (True, stalled)):
+            async with bench.serving() as plan:
+                plan = replace(
+                    plan,
+                    has_bad_readers=has_bad_readers,
+                    padding_bytes=_STALLED_PADDING_BYTES,
+                    warmup_seconds=_STALLED_WARMUPS * plan.warmup_seconds,
+                )
+                name = "beside two that do not read" if has_bad_readers else "all read"
+                kept.append(await bench.paced(name, plan, deliveries / 2))
+    report.results += [
+        _p99("fanout.p99_ms_beside_stalled_readers", stalled, without),
+        result_of(
+            "fanout.memory_growth_mib_with_stalled_readers",
+            "MiB",
+            [_grown_mib(one) for one in stalled],
+            [_grown_mib(one) for one in without],
+            less_is_better=True,
+        ),
+    ]
 
 
-async def _measure_idle(bench: _Bench, report: FanoutReport) -> None:
-    wanted = bench.options.idle_subscribers
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    count = min(wanted, limit - _SPARE_FILES)
+async def _measure_idle(bench: Bench, report: FanoutReport, wanted: int) -> None:
+    allowed = machine.allow_open_files(wanted + _SPARE_FILES)
+    count = min(wanted, allowed - _SPARE_FILES)
     if count < wanted:
-        bench.tell(
-            f"idle subscribers lowered from {wanted:,} to {count:,}: a process may open {limit:,} files"
+        bench.tell(f"only {count:,} idle streams: the system lets a process open {allowed:,} files")
+    async with bench.serving() as plan:
+        arrived = await bench.run(
+            replace(plan, mode="idle", subscribers=count, seconds=_REACHES * min(1.0, plan.seconds))
         )
-    async with bench.serving(STREAMS_PER_USER_MAX="20") as process:
-        plan = replace(bench.plan(process, "idle"), subscribers=count)
-        arrived = await bench.quietest(replace(plan, seconds=5.0))
     slowest = max(arrived.signal_reached_all_ms)
     bench.tell(
-        f"{count:,} idle streams: {arrived.bytes_per_stream / 1_024:.1f} KiB each; a signal reached all "
-        f"in {slowest:.0f} ms at most{_note(arrived)}"
+        f"{count:,} idle streams, opened in {arrived.open_seconds:.1f} s: {arrived.bytes_per_stream / 1_024:.1f} "
+        f"KiB each; a signal reached all in {slowest:.0f} ms at most{note(arrived)}"
     )
+    details = {"subscribers": count, "wanted": wanted, **_circumstances(arrived)}
     report.results += [
+        result_of("fanout.idle_bytes_per_subscriber", "bytes", [arrived.bytes_per_stream], details=details),
         result_of(
-            "fanout.idle_bytes_per_subscriber",
-            "bytes",
-            [arrived.bytes_per_stream],
-            details={"subscribers": count, "wanted": wanted, **_circumstances(arrived)},
-        ),
-        result_of(
-            "fanout.signal_reaches_all_idle_ms",
+            "fanout.idle_reach_ms",
             "ms",
             arrived.signal_reached_all_ms,
-            details={"subscribers": count},
+            disturbed_runs=len(arrived.signal_reached_all_ms) if arrived.is_disturbed else 0,
+            details=details,
         ),
     ]
+
+
+async def _measure_curve(bench: Bench, report: FanoutReport) -> None:
+    for name, way in (("fan-out", bench.serving), ("bare", bench.bare)):
+        points = report.curve.setdefault(name, [])
+        for deliveries in CURVE:
+            try:
+                async with way() as plan:
+                    points.append((deliveries, (await bench.paced(name, plan, deliveries)).latency_ms))
+            except MeshError as error:
+                bench.tell(f"{name} at {deliveries:,}/s: {error}")
+                break
+
+
+def _quiet(runs: list[Arrived]) -> list[Arrived]:
+    """The runs that count: those that nobody disturbed or, if there are none, all."""
+    return [one for one in runs if not one.is_disturbed] or runs
+
+
+def _rate(name: str, runs: list[Arrived], bare: list[Arrived]) -> Result:
+    return result_of(
+        name,
+        "messages/s",
+        [rate(one) for one in _quiet(runs)],
+        [rate(one) for one in _quiet(bare)],
+        disturbed_runs=sum(one.is_disturbed for one in runs),
+        details={
+            "runs": [_circumstances(one) for one in runs],
+            "yardstick_runs": [_circumstances(one) for one in bare],
+        },
+    )
+
+
+def _p99(name: str, runs: list[Arrived], bare: list[Arrived]) -> Result:
+    return result_of(
+        name,
+        "ms",
+        [one.latency_ms["p99"] for one in _quiet(runs)],
+        [one.latency_ms["p99"] for one in _quiet(bare)],
+        less_is_better=True,
+        disturbed_runs=sum(one.is_disturbed for one in runs),
+        details={
+            "runs": [{**_circumstances(one), **one.latency_ms} for one in runs],
+            "yardstick_runs": [{**_circumstances(one), **one.latency_ms} for one in bare],
+        },
+    )
+
+
+def _grown_mib(arrived: Arrived) -> float:
+    return (arrived.resident_end_bytes - arrived.resident_start_bytes) / _MIB
 
 
 def _circumstances(arrived: Arrived) -> dict[str, Any]:
     return {
+        "messages_per_second": round(rate(arrived)),
+        "messages_per_cpu_second": round(per_cpu_second(arrived)),
+        "messages_per_write": arrived.messages_per_write,
+        "bytes_per_message": arrived.bytes_per_message,
+        "signals_per_message": round(arrived.signals / max(1, arrived.messages), 2),
         "cores": list(arrived.cores.values()),
-        "messages_per_cpu_second": round(_per_cpu_second(arrived)),
         "steal_cores": arrived.steal_cores,
         "others_cores": arrived.others_cores,
-        "signals_per_message": round(arrived.signals / max(1, arrived.messages), 2),
+        "is_disturbed": arrived.is_disturbed,
     }

@@ -40,8 +40,12 @@ async def fanout(
     *,
     core: int | None,
     environment: Mapping[str, str] | None = None,
+    ca_file: Path | None = None,
 ) -> AsyncIterator[FanoutProcess]:
-    """A fan-out that serves on the loopback until the block ends. It logs into `folder`."""
+    """A fan-out that serves on the loopback until the block ends. It logs into `folder`.
+
+    One that serves over TLS, by its environment, is asked for its health by `ca_file`.
+    """
     with port_block() as ports:
         port, admin_port = ports.take(), ports.take()
         settings = {
@@ -62,26 +66,33 @@ async def fanout(
         try:
             with pinned(core) if core is not None else nullcontext():
                 supervised.start()
-            await supervised.until_serving()
-            await _until_ready(spec.grpc_address)
+            if ca_file is None:
+                await supervised.until_serving()
+            await _until_ready(port, ca_file)
             assert supervised.child is not None
             yield FanoutProcess(port, supervised.child.pid)
         finally:
             await supervised.stop()
 
 
-async def _until_ready(address: str) -> None:
+async def _until_ready(port: int, ca_file: Path | None) -> None:
     """Waits until streams can be opened: a process answers before it has read the end of the log.
 
     Raises:
         MeshError: it takes too long.
     """
     request = health_pb2.HealthCheckRequest(service=_SERVICE)
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with _channel(port, ca_file) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch  # type: ignore[attr-defined]  # the stubs lack it
         try:
-            async for answer in watch(request, timeout=_READY_SECONDS_MAX):
+            async for answer in watch(request, timeout=_READY_SECONDS_MAX, wait_for_ready=True):
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
         except grpc.aio.AioRpcError as error:
-            raise MeshError(f"the fan-out at {address} has not read its log: {error.details()}") from error
+            raise MeshError(f"the fan-out has not read its log: {error.details()}") from error
+
+
+def _channel(port: int, ca_file: Path | None) -> grpc.aio.Channel:
+    if ca_file is None:
+        return grpc.aio.insecure_channel(f"{LOOPBACK}:{port}")
+    return grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(ca_file.read_bytes()))

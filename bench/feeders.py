@@ -16,8 +16,8 @@ from execution.ingest.v1 import frames_pb2, log_pb2
 from services.common import log as signal_log
 from services.common import stream
 
-_PADDING: Final = "x" * 60
-"""Brings a message to about 200 bytes."""
+PADDING_BYTES: Final = 60
+"""Of a signal's comment: brings a message with its frame to about 170 bytes."""
 
 
 class Feeder(Protocol):
@@ -28,7 +28,7 @@ class Feeder(Protocol):
         ...
 
 
-def signal_at(sequence: int, intended_us: int) -> signal_pb2.Signal:
+def signal_at(sequence: int, intended_us: int, padding_bytes: int = PADDING_BYTES) -> signal_pb2.Signal:
     """A signal that carries when it was meant to be sent."""
     return signal_pb2.Signal(
         kind=signal_pb2.SIGNAL_KIND_OPEN,
@@ -40,7 +40,7 @@ def signal_at(sequence: int, intended_us: int) -> signal_pb2.Signal:
         stop_loss_e8=106_000_000,
         take_profit_e8=109_000_000,
         occurred_at_us=intended_us,
-        comment=_PADDING,
+        comment="x" * padding_bytes,
     )
 
 
@@ -50,7 +50,8 @@ class LogFeeder:
     entries_max: int = 50_000
     """What is trimmed off the log beyond this is for nobody to read."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, padding_bytes: int = PADDING_BYTES) -> None:
+        self._padding_bytes = padding_bytes
         self._redis = Redis.from_url(url)
         self._redis.hsetnx(stream.meta_name(), signal_log.LOG_ID, "bench")
         head = self._redis.hget(stream.heads_name(), str(MASTER_ID))
@@ -64,6 +65,7 @@ class LogFeeder:
         for intended in intended_us:
             self._last += 1
             now_us = time.time_ns() // 1_000
+            signal = signal_at(self._last, intended, self._padding_bytes)
             run = log_pb2.LogRun(
                 master_id=MASTER_ID,
                 epoch=1,
@@ -72,9 +74,7 @@ class LogFeeder:
                 received_at_us=now_us,
                 session_epoch=1,
                 key_id="bench",
-                batch=frames_pb2.SignalBatch(
-                    first_sequence=self._last, sent_at_us=now_us, signals=[signal_at(self._last, intended)]
-                ),
+                batch=frames_pb2.SignalBatch(first_sequence=self._last, sent_at_us=now_us, signals=[signal]),
             )
             entry = log_pb2.LogBatch(runs=[run]).SerializeToString()
             pipeline.xadd(stream.log_name(), {stream.FIELD: entry}, maxlen=self.entries_max, approximate=True)

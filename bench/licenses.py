@@ -32,7 +32,16 @@ class Licenses(license_service_pb2_grpc.LicenseServiceServicer):
 
 
 class Subscriptions(subscription_service_pb2_grpc.SubscriptionServiceServicer):
-    """Takes positions and forgets them."""
+    """Takes positions and forgets them; every subscription is in step."""
+
+    async def GetSubscription(
+        self, request: subscription_pb.GetSubscriptionRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> subscription_pb.GetSubscriptionResponse:
+        """The subscription, in step."""
+        answer = subscription_pb.GetSubscriptionResponse()
+        answer.subscription.subscription_id = request.subscription_id
+        answer.subscription.sync_state = subscription_pb.SYNC_STATE_SYNCED
+        return answer
 
     async def RecordPositions(
         self, request: subscription_pb.RecordPositionsRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -50,7 +59,7 @@ async def licensing() -> AsyncIterator[int]:
         server,
     )
     subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server(
-        Subscriptions(),  # type: ignore[abstract]  # one rpc is asked of it
+        Subscriptions(),  # type: ignore[abstract]  # two rpcs are asked of it
         server,
     )
     healthy = health.aio.HealthServicer()

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from mesh.errors import ConfigurationError
+
+_TABLE_COLUMNS: Final = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ def print_table(console: Console, machine: dict[str, Any], results: Sequence[Res
             f"{result.runs}{disturbed}",
             f"{result.spread:.0%}",
         )
-    console.print(table)
+    # Into a file or a pipe Rich would squeeze it into 80 columns.
+    console.print(table, width=max(console.width, _TABLE_COLUMNS), soft_wrap=True)
 
 
 def _shown(value: float | None) -> str:

@@ -66,7 +66,8 @@ def ingest(
 @bench.command()
 def fanout(
     json_file: JsonFile = None,
-    seconds: Seconds = 4,
+    plot_file: PlotFile = None,
+    seconds: Seconds = 3,
     runs: Runs = 5,
     subscribers: Annotated[
         int, typer.Option(min=1, max=15_000, help="Streams, each on its connection.")
@@ -74,19 +75,29 @@ def fanout(
     idle: Annotated[
         int, typer.Option(min=0, help="Idle streams for their memory; 0 leaves it out.")
     ] = 10_000,
+    repeat_seconds: Annotated[
+        float, typer.Option(min=0, help="Time in all for repeating runs that others on the machine disturb.")
+    ] = 80,
     edge: Annotated[str, typer.Option(help="What serves: h2 or aio.")] = "h2",
 ) -> None:
-    """Deliveries a second, latency at half of that, and memory of streams, of one fan-out on one core."""
+    """Deliveries a second of one fan-out on one core, latency at half of that, TLS, stalled readers, idle streams."""
     from rich.console import Console
 
     from bench.fanout import FanoutOptions, measure
     from bench.result import check_writable, print_table, write_json
     from mesh.process import run_until_signalled
 
-    check_writable(json_file)
+    for path in (json_file, plot_file):
+        check_writable(path)
     console = Console(stderr=True)
     options = FanoutOptions(
-        subscribers=subscribers, idle_subscribers=idle, seconds=seconds, runs=runs, edge=edge
+        subscribers=subscribers,
+        idle_subscribers=idle,
+        seconds=seconds,
+        runs=runs,
+        repeat_seconds_max=repeat_seconds,
+        edge=edge,
+        with_curve=plot_file is not None,
     )
     report = run_until_signalled(
         measure(options, lambda line: console.print(line, highlight=False, soft_wrap=True))
@@ -94,6 +105,8 @@ def fanout(
     print_table(Console(), report.machine, report.results)
     if json_file:
         write_json(json_file, report.machine, report.results)
+    if plot_file:
+        plot_file.write_text(report.chart(), encoding="utf-8")
 
 
 @bench.command("end-to-end")
