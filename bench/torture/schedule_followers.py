@@ -24,6 +24,7 @@ class Follower:
         self.journal_folder = folder / f"journal-{number}"
         self.place = ""
         """Where it began; empty when it never came."""
+        self.was_paused = False
         self.problems: list[str] = []
         self.streams = 0
         self._cables = cables

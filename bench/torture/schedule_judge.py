@@ -40,19 +40,20 @@ class Seen:
     held: Position = BEGINNING
     signals: int = 0
     missing: int = 0
+    withheld: int = 0
     synced_over: int = 0
     full_syncs: int = 0
     problems: list[str] = field(default_factory=list)
     _needs_full_sync: bool = True
     """At its beginning, after a gap, or when somebody asked."""
 
-    def take(self, entry: Entry, *, may_be_synced: bool) -> None:
+    def take(self, entry: Entry, *, may_be_synced: bool, may_be_withheld: bool) -> None:
         """The next entry of the journal."""
         match entry.entry_type:
             case EntryType.SIGNAL:
                 self._signal(entry)
             case EntryType.GAP:
-                self._gap(entry)
+                self._gap(entry, may_be_withheld)
             case EntryType.PROGRESS:
                 self._progress(entry)
             case EntryType.SNAPSHOT:
@@ -86,7 +87,7 @@ class Seen:
         self.signals += 1
         self.held = entry.position
 
-    def _gap(self, entry: Entry) -> None:
+    def _gap(self, entry: Entry, may_be_withheld: bool) -> None:
         self._begin(Position(entry.previous.epoch, entry.previous.sequence))
         reason = position_pb2.GapReason.Name(position_pb2.GapReason.ValueType(entry.kind)).removeprefix(
             "GAP_REASON_"
@@ -97,14 +98,21 @@ class Seen:
             return
         if entry.previous.sequence + 1 != first and first <= last:
             self._problem(f"a gap {reason} begins at {entry.previous.sequence + 1} instead of {first}")
-        if entry.kind != position_pb2.GAP_REASON_LOG_LOST:
+        named = range(first, last + 1)
+        if entry.kind == position_pb2.GAP_REASON_WITHHELD and may_be_withheld:
+            # Openings have odd sequences; what closes is never withheld.
+            wrong = [sequence for sequence in named if sequence % 2 == 0]
+            self.withheld += len(named)
+        elif entry.kind == position_pb2.GAP_REASON_LOG_LOST:
+            wrong = [sequence for sequence in named if not self.truth.was_lost(sequence)]
+            self.missing += len(named)
+        else:
+            wrong = []
             self._problem(f"a gap {reason} over {first} to {last}: nothing of that kind happened")
-        wrong = [sequence for sequence in range(first, last + 1) if not self.truth.was_lost(sequence)]
         if wrong:
             self._problem(
-                f"a gap {reason} over {first} to {last} names {len(wrong)} that were never lost, {wrong[0]} first"
+                f"a gap {reason} over {first} to {last} names {len(wrong)} that came or must come, {wrong[0]} first"
             )
-        self.missing += max(0, last - first + 1)
         self._needs_full_sync = True
         self.held = entry.position
 
@@ -138,7 +146,13 @@ class Seen:
 
 
 def judge(
-    name: str, entries: Iterable[Entry], truths: dict[int, Truth], *, place: str, resynced: set[int]
+    name: str,
+    entries: Iterable[Entry],
+    truths: dict[int, Truth],
+    *,
+    place: str,
+    resynced: set[int],
+    was_paused: bool = False,
 ) -> list[Seen]:
     """What one follower's journal says of each master.
 
@@ -148,7 +162,9 @@ def judge(
     for entry in entries:
         one = seen.get(entry.master_id)
         if one is not None:
-            one.take(entry, may_be_synced=entry.master_id in resynced)
+            one.take(
+                entry, may_be_synced=was_paused or entry.master_id in resynced, may_be_withheld=was_paused
+            )
     for one in seen.values():
         one.ends_at(one.truth.head)
         if place == "beginning" and one.begins_at is not None and one.begins_at.sequence != 0:

@@ -37,6 +37,8 @@ class Kind(StrEnum):
     """Redis comes back with the files that were copied last."""
     TEAR = "tear"
     """Redis is killed and loses the last `bytes_torn` of its append-only file, as in a power cut."""
+    PAUSE = "pause"
+    """The operator pauses all of a follower's subscriptions, for `seconds`; `place` says what is withheld."""
     RESYNC = "resync"
     """The operator asks for a full sync of everybody who follows a master."""
 
@@ -83,6 +85,7 @@ class Schedule:
 
 
 _PLACES: Final = ("beginning", "snapshot", "now")
+_SCOPES: Final = ("CLOSE_ONLY", "ALL")
 _WEIGHTS: Final = {
     Kind.CONNECT: 4,
     Kind.LEAVE: 2,
@@ -95,6 +98,7 @@ _WEIGHTS: Final = {
     Kind.RESTORE: 2,
     Kind.TEAR: 1,
     Kind.RESYNC: 2,
+    Kind.PAUSE: 2,
 }
 
 
@@ -113,6 +117,7 @@ def schedule(seed: int, sizes: Sizes) -> Schedule:
     return Schedule(seed, tuple(acts))
 
 
+_SAID: Final = {Kind.CONNECT: _PLACES, Kind.PAUSE: _SCOPES}
 _Maker = Callable[[random.Random, float, Sizes], Act]
 
 
@@ -120,7 +125,7 @@ def _of_follower(kind: Kind, seconds_max: float = 0.0) -> _Maker:
     def make(chance: random.Random, pause: float, sizes: Sizes) -> Act:
         who = chance.randrange(sizes.followers)
         seconds = round(chance.uniform(0.05, seconds_max), 3) if seconds_max else 0.0
-        place = chance.choice(_PLACES) if kind is Kind.CONNECT else ""
+        place = chance.choice(_SAID[kind]) if kind in _SAID else ""
         return Act(pause, kind, who, seconds, place=place)
 
     return make
@@ -139,6 +144,7 @@ _MAKERS: Final[dict[Kind, _Maker]] = {
     Kind.LEAVE: _of_follower(Kind.LEAVE),
     Kind.DROP: _of_follower(Kind.DROP, _CUT_SECONDS_MAX),
     Kind.STALL: _of_follower(Kind.STALL, _STALL_SECONDS_MAX),
+    Kind.PAUSE: _of_follower(Kind.PAUSE, _STALL_SECONDS_MAX),
     Kind.TRIM: _of_log(Kind.TRIM),
     Kind.DRAIN: _of_fanout(Kind.DRAIN),
     Kind.KILL: _of_fanout(Kind.KILL),

@@ -232,6 +232,22 @@ class Stage:
         )
         await self.call(subscription_service_pb2_grpc.SubscriptionServiceStub, "RequestFullSync", request)
 
+    async def pause(self, subscription_id: str, scope: str) -> None:
+        """The operator withholds signals."""
+        request = subscription_service_pb2.PauseSubscriptionRequest(
+            subscription_id=subscription_id,
+            scope=license_service_pb2.PauseScope.Value(f"PAUSE_SCOPE_{scope}"),
+            reason="a schedule",
+        )
+        await self.call(subscription_service_pb2_grpc.SubscriptionServiceStub, "PauseSubscription", request)
+
+    async def resume(self, subscription_id: str) -> None:
+        """The operator ends the pause."""
+        request = subscription_service_pb2.ResumeSubscriptionRequest(
+            subscription_id=subscription_id, reason="a schedule"
+        )
+        await self.call(subscription_service_pb2_grpc.SubscriptionServiceStub, "ResumeSubscription", request)
+
     async def subscription(self, subscription_id: str) -> subscription_service_pb2.Subscription:
         """As the ledger has it now."""
         request = subscription_service_pb2.GetSubscriptionRequest(subscription_id=subscription_id)

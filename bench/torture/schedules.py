@@ -49,6 +49,8 @@ class Outcome:
     deliveries: int = 0
     missing: int = 0
     """Sequences that followers were told are lost, and were."""
+    withheld: int = 0
+    """Sequences that a pause kept from followers."""
     synced_over: int = 0
     """Sequences that a snapshot stood for."""
     full_syncs: int = 0
@@ -89,6 +91,7 @@ class SchedulesReport:
             f"{len(outcomes)} schedules in {self.seconds:.0f} s: {total['signals']:,} signals,"
             f" {total['deliveries']:,} deliveries over {total['streams']:,} streams",
             f"{total['losses']} losses of the log; {total['missing']:,} signals told as missing,"
+            f" {total['withheld']:,} withheld by pauses,"
             f" {total['synced_over']:,} covered by {total['full_syncs']:,} full syncs; settled within {settle:.1f} s",
         ]
         for one in outcomes:
@@ -99,7 +102,16 @@ class SchedulesReport:
         return [*lines, "sound" if self.is_sound else "NOT SOUND"]
 
 
-_SUMMED: Final = ("signals", "deliveries", "streams", "losses", "missing", "synced_over", "full_syncs")
+_SUMMED: Final = (
+    "signals",
+    "deliveries",
+    "streams",
+    "losses",
+    "missing",
+    "withheld",
+    "synced_over",
+    "full_syncs",
+)
 
 
 @dataclass(slots=True)
@@ -112,7 +124,7 @@ class _Run:
     followers: list[Follower]
     resynced: set[int] = field(default_factory=set)
     _fanouts: dict[int, asyncio.Lock] = field(default_factory=dict)
-    _restarts: set[asyncio.Task[None]] = field(default_factory=set)
+    _beside: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def act(self, act: Act) -> None:
         """Does one thing. What takes long goes on beside the next acts, but for what concerns the log."""
@@ -137,20 +149,33 @@ class _Run:
                 await self._lose()
             case Kind.TEAR:
                 await self._lose(bytes_torn=act.bytes_torn)
+            case Kind.PAUSE:
+                await self._pause(self.followers[act.who], act.place, act.seconds)
             case Kind.RESYNC:
                 await self._resync(self.masters[act.who].master_id)
 
-    async def restarts_over(self) -> None:
-        """Waits until every fan-out process that was ended has its successor."""
-        await asyncio.gather(*self._restarts)
+    async def over(self) -> None:
+        """Waits until every fan-out process that was ended has its successor, and every pause is over."""
+        await asyncio.gather(*self._beside)
 
     def _replace(self, number: int, how: signal.Signals) -> None:
         async def replace() -> None:
             async with self._fanouts.setdefault(number, asyncio.Lock()):
                 await self.stage.replace_fanout(number, how)
 
-        task = asyncio.create_task(replace())
-        self._restarts.add(task)
+        self._beside.add(asyncio.create_task(replace()))
+
+    async def _pause(self, one: Follower, scope: str, seconds: float) -> None:
+        one.was_paused = True
+        for subscription_id in one.login.subscriptions.values():
+            await self.stage.pause(subscription_id, scope)
+
+        async def resume() -> None:
+            await asyncio.sleep(seconds)
+            for subscription_id in one.login.subscriptions.values():
+                await self.stage.resume(subscription_id)
+
+        self._beside.add(asyncio.create_task(resume()))
 
     async def _lose(self, *, bytes_torn: int = 0) -> None:
         """Lets the log come back with less, and notes what each master's log lacks once the master has spoken."""
@@ -212,7 +237,7 @@ async def play(stage: Stage, plan: Schedule, sizes: Sizes, *, signals_per_second
                 for act in plan.acts:
                     await asyncio.sleep(act.pause_seconds)
                     await run.act(act)
-                await run.restarts_over()
+                await run.over()
             outcome.settle_seconds = await _settle(run)
         except (MeshError, TimeoutError) as error:
             outcome.problems.append(str(error))
@@ -297,9 +322,17 @@ def _judge_all(run: _Run, outcome: Outcome) -> None:
         entries = read_journal(one.journal_folder) if one.journal_folder.exists() else []
         outcome.streams += one.streams
         outcome.problems += one.problems
-        for seen in judge(one.name, entries, run.truths, place=one.place, resynced=run.resynced):
+        for seen in judge(
+            one.name,
+            entries,
+            run.truths,
+            place=one.place,
+            resynced=run.resynced,
+            was_paused=one.was_paused,
+        ):
             outcome.deliveries += seen.signals
             outcome.missing += seen.missing
+            outcome.withheld += seen.withheld
             outcome.synced_over += seen.synced_over
             outcome.full_syncs += seen.full_syncs
             outcome.problems += seen.problems

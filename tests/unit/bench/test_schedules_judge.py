@@ -13,6 +13,7 @@ from ecp_client.subscriber.journal_format import Entry, EntryType
 from execution.common.v1 import position_pb2
 
 LOST, TRIMMED = position_pb2.GAP_REASON_LOG_LOST, position_pb2.GAP_REASON_TRIMMED
+WITHHELD = position_pb2.GAP_REASON_WITHHELD
 
 
 def signal(sequence: int, previous: int | None = None, *, epoch: int = 1, before: int | None = None) -> Entry:
@@ -39,9 +40,12 @@ def verdict(
     lost: tuple[tuple[int, int], ...] = (),
     place: str = "now",
     resynced: bool = False,
+    was_paused: bool = False,
 ) -> Seen:
     truth = Truth(7, head, list(lost))
-    (seen,) = judge("f", entries, {7: truth}, place=place, resynced={7} if resynced else set())
+    (seen,) = judge(
+        "f", entries, {7: truth}, place=place, resynced={7} if resynced else set(), was_paused=was_paused
+    )
     return seen
 
 
@@ -77,7 +81,7 @@ def test_an_epoch_that_took_nothing_is_right() -> None:
         ([signal(1), signal(2), signal(2, epoch=2, before=1)], 2, (), "came again in epoch 2"),
         ([signal(1), signal(2)], 3, (), "silently behind"),
         ([], 3, (), "nothing was ever received"),
-        ([signal(1), gap(2, (2, 4))], 4, ((3, 4),), "names 1 that were never lost"),
+        ([signal(1), gap(2, (2, 4))], 4, ((3, 4),), "names 1 that came or must come"),
         ([signal(1), gap(3, (2, 4))], 4, ((2, 4),), "begins at 3 instead of 2"),
         ([signal(1), gap(2, (1, 4), TRIMMED)], 4, ((2, 4),), "nothing of that kind happened"),
         ([signal(1), signal(2), gap(1, (1, 1))], 2, ((1, 2),), "behind 1:2"),
@@ -95,6 +99,15 @@ def test_every_fault_is_found(
     entries: list[Entry], head: int, lost: tuple[tuple[int, int], ...], text: str
 ) -> None:
     assert any(text in problem for problem in verdict(*entries, head=head, lost=lost).problems)
+
+
+def test_a_pause_withholds_openings_and_nothing_else() -> None:
+    entries = [signal(1), signal(2), gap(3, (1, 3), WITHHELD), signal(4), snapshot(6, 4)]
+    seen = verdict(*entries, head=6, was_paused=True)
+    assert (seen.problems, seen.withheld, seen.synced_over) == ([], 1, 2)
+    assert "nothing of that kind" in verdict(*entries, head=6).problems[0]
+    closing = [signal(1), gap(2, (1, 2), WITHHELD)]
+    assert "must come" in verdict(*closing, head=2, was_paused=True).problems[0]
 
 
 def test_who_begins_at_the_beginning_must_have_the_first() -> None:
