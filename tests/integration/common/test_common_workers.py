@@ -125,9 +125,11 @@ class Parent:
 
     async def who_answers(self) -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        pid = int(await reader.readline())
-        writer.close()
-        return pid
+        try:
+            return int(await reader.read())
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     async def everybody_answers(self, pids: set[int]) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
