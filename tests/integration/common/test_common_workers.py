@@ -11,7 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from services.common.settings import Address
 SERVICE = '''
 """A service for the tests: answers each connection with its process id; BEHAVIOR says what else it does."""
 import asyncio, os, signal, socket, sys, threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from prometheus_client import Counter, Histogram
 from services.common import admin, lifecycle, shared_ports
@@ -124,12 +124,18 @@ class Parent:
         return await asyncio.to_thread(get, f"http://127.0.0.1:{self.admin_port}{path}")
 
     async def who_answers(self) -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            return int(await reader.read())
-        finally:
-            writer.close()
-            await writer.wait_closed()
+        """Asks again when a worker dies before it has answered."""
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            try:
+                if pid := await reader.read():
+                    return int(pid)
+            except ConnectionResetError:
+                continue
+            finally:
+                writer.close()
+                with suppress(ConnectionResetError):
+                    await writer.wait_closed()
 
     async def everybody_answers(self, pids: set[int]) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
