@@ -151,6 +151,25 @@ async def test_a_drain_is_followed_to_its_time() -> None:
     assert ServerDraining(30) in app.events
 
 
+async def test_a_drain_leads_to_the_next_address() -> None:
+    """The process that drains is about to end."""
+
+    async def drains_newcomers(
+        request: pb.SubscribeRequest, context: Context
+    ) -> AsyncIterator[pb.SubscribeResponse]:
+        first = says(signals(1), drain(30), then=grpc.StatusCode.UNAVAILABLE)
+        script = says(signals(2)) if request.masters[0].after.sequence else first
+        async for response in script(request, context):
+            yield response
+
+    app = App()
+    async with serving(drains_newcomers) as one, serving(drains_newcomers) as other:
+        both = settings(one, addresses=[one.address, other.address])
+        async with app.subscriber(both) as client:
+            await client.wait_position(1, 2, WAIT_SECONDS)
+    assert (len(one.requests), len(other.requests)) == (1, 1)
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL])
 async def test_any_end_leads_to_the_next_stream(code: grpc.StatusCode) -> None:
     app = App()

@@ -96,12 +96,18 @@ class Streaming:
             return 0.0
         if end.outlook is Outlook.AGAIN:
             wait, self._drain_wait_ms = self._drain_wait_ms / 1_000, 0
+            if wait:
+                await self._leave()
             return wait
-        await self._close_channel()
-        self._turn += 1
+        await self._leave()
         if end.outlook is Outlook.TOKEN and self._refresh is not None and await self._refresh():
             return 0.0
         return refused.next_delay() if end.outlook is not Outlook.RETRY else backoff.next_delay()
+
+    async def _leave(self) -> None:
+        """Goes on over a new connection, and at the next address."""
+        await self._close_channel()
+        self._turn += 1
 
     async def _pause(self, seconds: float) -> None:
         if seconds > 0 and not self._wake.is_set():
