@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ from services.fanout.standing import Standing
 from services.fanout.stream_tasks import StreamTasks
 from services.fanout.tailer import Tailer
 from services.fanout.tailers import Tailers
+
+_log = logging.getLogger(__name__)
 
 Server: TypeAlias = rpc.Server | h2grpc.Server
 
@@ -145,6 +148,8 @@ async def running(settings: FanoutSettings) -> AsyncIterator[Running]:
             )
         )
         await stack.enter_async_context(_answering_siblings(settings, parts.servicer))
+        if settings.shares_ports:
+            await _warm_up(settings, parts)
         server = await stack.enter_async_context(_serving(settings, parts.servicer, draining, drained))
         await stack.enter_async_context(tasks.background(_announce(server, parts)))
         yield Running(server.port, served.port, parts.hub)
@@ -186,9 +191,22 @@ async def _drain(draining: asyncio.Event, drained: asyncio.Event, hub: Hub) -> N
 
 async def _announce(server: Server, parts: _Parts) -> None:
     """Tells health when streams can be opened."""
+    await _until_ready(parts)
+    await server.set_all_serving(True)
+
+
+async def _until_ready(parts: _Parts) -> None:
     await parts.tailers.wait_filled()
     await parts.events.following.wait()
-    await server.set_all_serving(True)
+
+
+async def _warm_up(settings: FanoutSettings, parts: _Parts) -> None:
+    """Lets the siblings have the new connections until streams can be opened here, but not for ever."""
+    try:
+        async with asyncio.timeout(settings.warm_up_seconds_max):
+            await _until_ready(parts)
+    except TimeoutError:
+        _log.warning("the log is not read yet: streams are refused until it is")
 
 
 async def _parts(stack: AsyncExitStack, settings: FanoutSettings, peers: _Peers) -> _Parts:

@@ -104,6 +104,9 @@ class FanoutSettings(WorkerSettings, Http2Settings):
     record_transitions_max: int = Field(default=32, ge=2, le=32)
     """Changes of one subscription's sync state that may wait; of more the newest are kept."""
 
+    warm_up_seconds_max: float = Field(default=5.0, ge=0, le=600)
+    """How long one of several workers waits for the log before it takes connections; others can have them meanwhile."""
+
     # What is acknowledged over another connection than the stream's, on its way to the process that has the stream.
     acknowledge_batch_max: int = Field(default=1_000, ge=1, le=10_000)
     acknowledge_entries_max: int = Field(default=256, ge=16, le=100_000)
