@@ -62,6 +62,8 @@ class FanoutTortureReport:
     seconds: float = 0.0
     restarts: int = 0
     kills: int = 0
+    load_average: float = 0.0
+    """Of the machine over the last minute: beyond the number of its cores silences are not the fan-out's alone."""
     outcome: Outcome = field(default_factory=lambda: Outcome(0))
 
     @property
@@ -88,7 +90,8 @@ class FanoutTortureReport:
         ends = ", ".join(f"{count:,} × {how}" for how, count in sorted(outcome.ends.items()))
         silence = ", ".join(f"{name} {self.silence_seconds(share):.2f} s" for name, share in _SHARES.items())
         return [
-            f"{self.restarts} restarts and {self.kills} kills in {self.seconds:.0f} s, {outcome.signals:,} signals",
+            f"{self.restarts} restarts and {self.kills} kills in {self.seconds:.0f} s, {outcome.signals:,} signals;"
+            f" load average {self.load_average:.1f} on {os.cpu_count()} cores",
             f"{outcome.deliveries:,} deliveries in {outcome.streams:,} streams: missing {outcome.missing:,},"
             f" doubled {outcome.doubled:,}",
             f"{outcome.drains:,} drains; streams ended: {ends or 'none'}",
@@ -257,6 +260,7 @@ async def torture(options: FanoutTortureOptions, tell: Callable[[str], None]) ->
         report.outcome = Outcome(**await swarm.ask("finish"))
         report.outcome.problems += problems
     report.seconds = round(time.monotonic() - started, 1)
+    report.load_average = round(os.getloadavg()[0], 1)
     return report
 
 

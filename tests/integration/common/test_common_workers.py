@@ -51,6 +51,9 @@ async def running(settings):
     number = settings.worker_number
     if BEHAVIOR == "misconfigured":
         raise ConfigurationError("is bad", where="SOMETHING", do="change it")
+    if BEHAVIOR == "slow start":
+        print("starting", number, flush=True)
+        await asyncio.sleep(60)
     if BEHAVIOR == "second fails" and number == 2:
         raise KeyError("boom")
     readiness = admin.Readiness([admin.Check("mood", lambda: not (BEHAVIOR == "second moody" and number == 2))])
@@ -301,6 +304,14 @@ async def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
         code, _ = await parent.finish()
     assert code == 1
     await parent.gone()
+
+
+async def test_a_signal_during_the_start_ends_it(tmp_path: Path) -> None:
+    async with started(tmp_path, "--workers", "2", BEHAVIOR="slow start") as parent:
+        await parent.until(lambda: "starting 1\n" in parent.lines)
+        parent.process.send_signal(signal.SIGTERM)
+        assert await parent.finish() == (0, "")
+    assert "starting 2\n" not in parent.lines
 
 
 async def test_a_signal_to_workers_and_parent_alike_is_one_request(tmp_path: Path) -> None:
