@@ -164,7 +164,7 @@ class _SentinelLocator:
         """See Locator."""
         options, name = self._location.sentinel_options, self._location.service
         for seed in tuple(self._seeds):
-            # The next time somebody else is asked first: this one may be cut off from the others.
+            # The next time somebody else is asked first: this one may be cut off from the others, or hang.
             self._seeds.append(self._seeds.pop(0))
             answer = await _ask(seed, options, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
             if isinstance(answer, list) and len(answer) == 2:
@@ -244,7 +244,8 @@ class LocatedConnection(Connection):
         super().__init__(**options)
 
     async def _connect(self) -> None:
-        self.host, self.port = await self._locator.locate()
+        async with asyncio.timeout(self.socket_connect_timeout):
+            self.host, self.port = await self._locator.locate()
         await super()._connect()  # type: ignore[no-untyped-call]  # redis-py has no annotation here
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:

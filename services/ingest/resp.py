@@ -118,8 +118,8 @@ class Endpoint:
         """
         loop, options = asyncio.get_running_loop(), self._options
         try:
-            place = await self._place()
             async with asyncio.timeout(timeout_seconds):
+                place = await self._place()
                 if "path" in options:
                     _, connection = await loop.create_unix_connection(
                         lambda: RespConnection(on_lost), options["path"]
