@@ -7,9 +7,12 @@ import asyncio
 import grpc
 import pytest
 
+from ecp_client.copying import CopySettings
+from ecp_client.subscriber import Start, Subscriber, SubscriberSettings
 from execution.common.v1 import position_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from execution.fanout.v1 import fanout_service_pb2_grpc
+from mesh.demo.cable import cable
 from services.common import rpc
 from services.common.errors import ServiceError
 from services.fanout import metrics
@@ -173,3 +176,39 @@ async def test_late_joiners_wait_for_a_slow_archive_few_at_a_time_and_nobody_wit
         finally:
             for one in late:
                 await one.__aexit__()
+
+
+async def test_a_subscriber_whose_line_is_dead_is_let_go_and_goes_on_where_it_was(
+    redis_url: str, log: WrittenLog, ledger: StandInLedger, edge: str
+) -> None:
+    """No end of the connection reaches either side: the fan-out pings in vain, the client hears nothing any more."""
+    if edge == "aio":
+        pytest.skip("how often grpc.aio pings is not a setting")
+    ledger.add_user("token", 1)
+    received: list[int] = []
+    loaded = fanout_settings(
+        redis_url, ledger, http2_keepalive_seconds=0.3, http2_keepalive_timeout_seconds=0.3
+    )
+    async with fanout_running(loaded) as fanout, cable(fanout.target) as line:
+        settings = SubscriberSettings(
+            addresses=[f"127.0.0.1:{line.port}"],
+            license_token="token",
+            plaintext=True,
+            masters={1: CopySettings()},
+            start=Start.BEGINNING,
+            silence_seconds_max=1.5,
+            reconnect_seconds_max=0.2,
+        )
+        subscriber = Subscriber(
+            settings, on_batch=lambda batch: received.extend(one.sequence for one in batch.signals)
+        )
+        async with subscriber:
+            await log.signals(1, 5)
+            await subscriber.wait_position(1, 5, timeout_seconds=WAIT_SECONDS)
+            line.stall()
+            await log.signals(1, 5)
+            await until_ended(fanout, 0)
+            line.mend()
+            await subscriber.wait_position(1, 10, timeout_seconds=WAIT_SECONDS)
+        assert received == list(range(1, 11))
+        assert subscriber.stats.streams == 2
