@@ -94,6 +94,19 @@ class RedisCluster:
         except TimeoutError:
             raise MeshError(f"the cluster was not well after {FORM_SECONDS_MAX:.0f} s") from None
 
+    async def until_replica(self, node: RedisServer) -> None:
+        """Returns when the node is a replica in step with its primary.
+
+        Raises:
+            MeshError: that took too long.
+        """
+        try:
+            async with asyncio.timeout(FORM_SECONDS_MAX):
+                while (await self.command(node, "ROLE"))[3:4] != [b"connected"]:  # noqa: ASYNC110  (no event)
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise MeshError(f"the replica was not in step after {FORM_SECONDS_MAX:.0f} s") from None
+
     async def _is_ok(self, node: RedisServer) -> bool:
         try:
             info = (await self.command(node, "CLUSTER", "INFO")).decode()

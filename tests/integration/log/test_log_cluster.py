@@ -95,5 +95,23 @@ async def test_a_node_that_is_killed_makes_its_masters_wait(fresh_database: str,
         assert [master.epochs_seen for master in masters] == [[1], [1], [1]]
 
 
+async def test_a_replica_takes_over_a_shard(fresh_database: str) -> None:
+    """As in an upgrade, node by node: the former owner hands over and goes on as the replica."""
+    async with (
+        redis_cluster(replicas=1) as cluster,
+        at_work(fresh_database, cluster) as (_, _, masters),
+    ):
+        await acknowledge(masters, 50)
+        owner = await cluster.owner_of(stream.log_name(0))
+        replica = cluster.nodes[3 + cluster.nodes.index(owner)]
+        await cluster.until_replica(replica)
+        await cluster.command(replica, "CLUSTER", "FAILOVER")
+        async with asyncio.timeout(60):
+            while await cluster.owner_of(stream.log_name(0)) is owner:  # noqa: ASYNC110  (it sets no event)
+                await asyncio.sleep(0.05)
+        await acknowledge(masters, 50)
+        assert [master.epochs_seen for master in masters] == [[1], [1], [1]]
+
+
 async def acknowledge(masters: list[SteadyMaster], more: int) -> None:
     await asyncio.gather(*(master.acknowledges(more) for master in masters))
