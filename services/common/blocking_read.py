@@ -168,7 +168,12 @@ class BlockingRead:
 
 def _entries(raw: list[Any]) -> tuple[Entry, ...]:
     """Entries as Redis tells them: [id, [field, value, …]]."""
-    return tuple(Entry(EntryId.parse(key), _payload(fields)) for key, fields in raw)
+    return tuple([Entry(_id(key), _payload(fields)) for key, fields in raw])
+
+
+def _id(key: bytes) -> EntryId:
+    ms, _, number = key.partition(b"-")
+    return EntryId(int(ms), int(number))
 
 
 def _payload(fields: list[bytes]) -> bytes | None:

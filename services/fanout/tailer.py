@@ -220,31 +220,33 @@ class Tailer:
             await asyncio.sleep(rest_seconds)
 
     def _take_in(self, entries: Sequence[Entry]) -> None:
-        batch: log_pb2.LogBatch | None = None
-        for entry in entries:
-            try:
-                one, unsound = sound_batch(entry.payload or b"")
-            except DecodeError:
-                one, unsound = log_pb2.LogBatch(), 1
-            if unsound:
-                metrics.UNREADABLE.labels(self._name).inc()
-                _log.error("entry %s of the log cannot be read, or only in part", entry.id)
-            self._index.note(EntryKey(entry.id.ms, entry.id.number), one)
-            if batch is None:
-                # Most of the time it is the only one, and need not be copied.
-                batch = one
-            else:
-                batch.MergeFrom(one)
-        if batch is None:
+        batches = [self._batch_of(entry) for entry in entries]
+        if not batches:
             return
+        # Most of the time there is only one, which need not be copied.
+        batch = batches[0] if len(batches) == 1 else _joined(batches)
         grown, snapshots = self._intake.apply(batch)
         self._hub.log_grew(grown)
+        # What nobody waits for comes behind the deliveries.
+        for entry, one in zip(entries, batches, strict=True):
+            self._index.note(EntryKey(entry.id.ms, entry.id.number), one)
         metrics.TAILED_ENTRIES.inc(len(entries))
         metrics.TAILED_SIGNALS.inc(sum(len(run.batch.signals) for run in batch.runs))
         if len(self._hub.ring) > self._limits.masters_max:
             self._intake.discard(lambda log: not self._hub.has_followers(log))
         for master_id in snapshots:
             self._on_snapshot(master_id)
+
+    def _batch_of(self, entry: Entry) -> log_pb2.LogBatch:
+        """The sound runs of an entry."""
+        try:
+            batch, unsound = sound_batch(entry.payload or b"")
+        except DecodeError:
+            batch, unsound = log_pb2.LogBatch(), 1
+        if unsound:
+            metrics.UNREADABLE.labels(self._name).inc()
+            _log.error("entry %s of the log cannot be read, or only in part", entry.id)
+        return batch
 
     async def _look_again(self, *, went_back: bool) -> None:
         """After an outage: is it the same log, and has it come back with other entries than were read?"""
@@ -265,3 +267,10 @@ class Tailer:
             # The tail notices the same, and asks to look again when Redis is back.
             self.is_connected = False
             _log.warning("the log cannot be looked at again yet: %s", error.message)
+
+
+def _joined(batches: Sequence[log_pb2.LogBatch]) -> log_pb2.LogBatch:
+    joined = log_pb2.LogBatch()
+    for one in batches:
+        joined.MergeFrom(one)
+    return joined
