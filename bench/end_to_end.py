@@ -32,9 +32,15 @@ from bench.result import Result, result_of
 from mesh.embedded import RedisServer, redis
 from mesh.embedded.folders import run_folder
 
-OURS, YARDSTICK, SHARED = "ecp", "jetstream", "jetstream, one consumer"
+OURS, YARDSTICK = "ecp", "jetstream"
+SHARED: Final = "jetstream, one consumer"
+"""One consumer for all subscribers, which then have no place of their own in the stream."""
+NATS_PY: Final = "jetstream, nats-py"
+"""With JetStream's own Python client instead of raw sockets."""
+_READERS: Final = "bench.end_to_end_readers"
 # Each signal in a message of its own, and no rest between rounds of writing: what is measured is a delivery.
 _SINGLE: Final = {"MESSAGE_SIGNALS_MAX": "1", "COALESCING_DELAY_SECONDS_MAX": "0"}
+_REPEATS_EACH: Final = 2
 _READY_SECONDS_MAX: Final = 90.0
 _RESULT_SECONDS_MAX: Final = 180.0
 _CHART_MS_MIN: Final = 0.001
@@ -56,7 +62,10 @@ class EndToEndOptions:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The core of each of our processes; None leaves it to the scheduler."""
+    """The core of each of our processes, and of the clients of both sides; None leaves it to the scheduler.
+
+    JetStream's server has many threads and may run wherever it wants.
+    """
 
     fanout: int | None = None
     log: int | None = None
@@ -170,22 +179,28 @@ class _Bench:
         processes = {self.door.pid: "ingest", self.server.pid: "log", self.fanout.pid: "fanout"}
         reading = Reading(port=self.fanout.port, subscribers=subscribers, **pace)
         sending = Sending(port=self.door.port, master_id=MASTER_ID, **pace)
-        return await self._run(OURS, reading, sending, processes, self.placement.clients)
+        return await self._run(OURS, reading, sending, processes)
 
-    async def theirs(self, subscribers: int, *, is_shared: bool = False) -> Run:
+    async def theirs(self, subscribers: int, *, who: str = YARDSTICK) -> Run:
         """From a JetStream publisher to JetStream's push consumers."""
         assert self.nats is not None
         pace = asdict(self.pace)
-        async with stream(self.nats, subscribers, is_shared=is_shared) as subjects:
+        async with stream(self.nats, subscribers, is_shared=who == SHARED) as subjects:
             reading = Reading(port=self.nats.port, subscribers=subscribers, subjects=tuple(subjects), **pace)
             sending = Sending(port=self.nats.port, subject=SUBJECT, inbox=INBOX, **pace)
-            who = SHARED if is_shared else YARDSTICK
-            return await self._run(who, reading, sending, {self.nats.pid: "nats-server"}, None)
+            readers = "bench.jetstream_nats_py" if who == NATS_PY else _READERS
+            return await self._run(who, reading, sending, {self.nats.pid: "nats-server"}, readers)
 
     async def _run(
-        self, who: str, reading: Reading, sending: Sending, processes: dict[int, str], core: int | None
+        self,
+        who: str,
+        reading: Reading,
+        sending: Sending,
+        processes: dict[int, str],
+        module: str = _READERS,
     ) -> Run:
-        async with worker(core, "bench.end_to_end_readers", end_to_end_readers.as_json(reading)) as readers:
+        core = self.placement.clients
+        async with worker(core, module, end_to_end_readers.as_json(reading)) as readers:
             end_to_end_readers.check_ready(await readers.line(_READY_SECONDS_MAX))
             async with worker(core, "bench.end_to_end_master", end_to_end_master.as_json(sending)) as master:
                 began_us = end_to_end_master.began_us_of(await master.line(_READY_SECONDS_MAX))
@@ -207,7 +222,9 @@ class _Bench:
         """A run that others did not disturb or, when no more may be made anew, the last one."""
         run = await once()
         self.tell(_line(run))
-        while run.is_disturbed and self.repeats_left > 0:
+        for _ in range(min(_REPEATS_EACH, self.repeats_left)):
+            if not run.is_disturbed:
+                break
             self.repeats_left -= 1
             run = await once()
             self.tell(_line(run))
@@ -273,32 +290,34 @@ async def measure(options: EndToEndOptions, tell: Callable[[str], None]) -> EndT
     async with _running(options, tell, placement) as bench:
         if bench.nats is not None:
             report.machine["jetstream"] = f"nats-server {bench.nats.version}"
-        for _ in range(options.runs):
+        for number in range(options.runs):
             for subscribers in options.subscribers:
-                await _measure_round(bench, subscribers, report)
+                await _measure_round(bench, subscribers, report, is_first=number == 0)
     for subscribers in options.subscribers:
         report.results += _results(report, subscribers)
     return report
 
 
-async def _measure_round(bench: _Bench, subscribers: int, report: EndToEndReport) -> None:
-    """Every side once, one after the other."""
+async def _measure_round(bench: _Bench, subscribers: int, report: EndToEndReport, *, is_first: bool) -> None:
+    """Every side once, one after the other; what is told only beside the yardstick, in the first round."""
     report.runs.append(await bench.quietest(partial(bench.ours, subscribers)))
     if bench.nats is None:
         return
-    report.runs.append(await bench.quietest(partial(bench.theirs, subscribers)))
-    if subscribers > 1:
-        report.runs.append(await bench.quietest(partial(bench.theirs, subscribers, is_shared=True)))
+    ways = [YARDSTICK]
+    if is_first:
+        ways += [NATS_PY] if subscribers == 1 else [NATS_PY, SHARED]
+    for who in ways:
+        report.runs.append(await bench.quietest(partial(bench.theirs, subscribers, who=who)))
 
 
 def _results(report: EndToEndReport, subscribers: int) -> list[Result]:
     ours, theirs = report.of(OURS, subscribers), report.of(YARDSTICK, subscribers)
-    shared = report.of(SHARED, subscribers)
     disturbed = sum(one.is_disturbed for one in ours)
     details: dict[str, Any] = {
         "runs": [one.details() for one in ours],
         "yardstick_runs": [one.details() for one in theirs],
-        "yardstick_runs_with_one_consumer": [one.details() for one in shared],
+        "yardstick_runs_with_nats_py": [one.details() for one in report.of(NATS_PY, subscribers)],
+        "yardstick_runs_with_one_consumer": [one.details() for one in report.of(SHARED, subscribers)],
     }
     return [
         result_of(

@@ -12,6 +12,7 @@ import json
 import select
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -63,11 +64,10 @@ class Received:
 class Subscriber:
     """One connection's order: each signal once, none left out."""
 
-    __slots__ = ("_swarm", "connection", "next_us", "received")
+    __slots__ = ("_swarm", "next_us", "received")
 
-    def __init__(self, swarm: Swarm, connection: Reader | NatsConnection) -> None:
+    def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
-        self.connection = connection
         self.next_us = 0
         """The intended time of the signal that comes next."""
         self.received = 0
@@ -106,7 +106,7 @@ class Swarm:
         self._reading = reading
         self._warmup_us = reading.warmup_signals * reading.interval_us
         self._poller = select.epoll()
-        self._by_fd: dict[int, Subscriber] = {}
+        self._by_fd: dict[int, tuple[Reader | NatsConnection, Callable[[bytes], None]]] = {}
         self._known: dict[bytes, tuple[int, ...]] = {}
 
     def open(self) -> None:
@@ -116,16 +116,20 @@ class Swarm:
             MeshError: they did not begin in time.
         """
         for number in range(self._reading.subscribers):
-            subscriber = Subscriber(self, self._connection(number))
-            self.subscribers.append(subscriber)
-            fd = subscriber.connection.socket.fileno()
-            self._by_fd[fd] = subscriber
+            connection = self._connection(number)
+            fd = connection.socket.fileno()
+            self._by_fd[fd] = connection, self.subscriber().take
             self._poller.register(fd, select.EPOLLIN)
         ends_at = time.monotonic() + _OPEN_SECONDS_MAX
-        while not all(one.connection.has_begun for one in self.subscribers):
+        while not all(connection.has_begun for connection, _ in self._by_fd.values()):
             self.poll()
             if time.monotonic() > ends_at:
                 raise MeshError("the streams did not begin in time")
+
+    def subscriber(self) -> Subscriber:
+        """One more subscriber."""
+        self.subscribers.append(Subscriber(self))
+        return self.subscribers[-1]
 
     def _connection(self, number: int) -> Reader | NatsConnection:
         reading = self._reading
@@ -137,8 +141,8 @@ class Swarm:
         """Reads what is there, or waits a little for it."""
         by_fd = self._by_fd
         for fd, _ in self._poller.poll(_POLL_SECONDS):
-            subscriber = by_fd[fd]
-            subscriber.connection.receive(subscriber.take)
+            connection, take = by_fd[fd]
+            connection.receive(take)
 
     def times_of(self, message: bytes) -> tuple[int, ...]:
         """The intended times of a message's signals; the same bytes come on every connection and are parsed once."""
@@ -167,28 +171,36 @@ class Swarm:
             if intended_us >= measured_from_us:
                 self.latencies.add_microseconds(at_us - intended_us)
 
+    def begin(self) -> None:
+        """From now on signals are waited for."""
+        self.last_at_us = now_us() + int(_OPEN_SECONDS_MAX * 1e6)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every signal has come on every connection, or nothing comes any more."""
+        reading, at_us = self._reading, now_us()
+        signals = reading.warmup_signals + reading.measured_signals
+        if self.received >= signals * reading.subscribers:
+            return True
+        if at_us > self.last_at_us + int(_SILENT_SECONDS_MAX * 1e6):
+            return True
+        ends_us = self.began_us + signals * reading.interval_us + int(_LATE_SECONDS_MAX * 1e6)
+        return self.began_us > 0 and at_us > ends_us
+
     def wait(self) -> Received:
         """Waits for every signal on every connection, or until nothing comes any more."""
-        reading = self._reading
-        signals = reading.warmup_signals + reading.measured_signals
-        total = signals * reading.subscribers
-        self.last_at_us = now_us() + int(_OPEN_SECONDS_MAX * 1e6)
-        while self.received < total:
+        self.begin()
+        while not self.is_over:
             self.poll()
-            at_us = now_us()
-            if at_us > self.last_at_us + int(_SILENT_SECONDS_MAX * 1e6):
-                break
-            ends_us = self.began_us + signals * reading.interval_us + int(_LATE_SECONDS_MAX * 1e6)
-            if self.began_us and at_us > ends_us:
-                break
-        return self._result(signals)
+        return self.result()
 
-    def _result(self, signals: int) -> Received:
+    def result(self) -> Received:
+        """What came until now; what is missing counts for as long as was waited for it."""
         reading = self._reading
         delivered = len(self.latencies)
         measured_from_us = self.began_us + self._warmup_us
         seconds = max(0, self.last_at_us - measured_from_us) / 1e6 if self.began_us else 0.0
-        self._count_missing(signals)
+        self._count_missing(reading.warmup_signals + reading.measured_signals)
         return Received(
             expected=reading.measured_signals * reading.subscribers,
             delivered=delivered,
@@ -231,16 +243,26 @@ def received_of(line: str) -> Received:
     return Received(**json.loads(line))
 
 
+def reading_of(argument: str) -> Reading:
+    """The argument of the process."""
+    values = json.loads(argument)
+    return Reading(**{**values, "subjects": tuple(values["subjects"])})
+
+
+def say_ready() -> None:
+    """Prints that all streams are open, and keeps what is there out of the way of what comes."""
+    print(json.dumps({"ready": True}), flush=True)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
 def main() -> int:
     """Reads what the argument describes."""
-    values = json.loads(sys.argv[1])
     try:
-        swarm = Swarm(Reading(**{**values, "subjects": tuple(values["subjects"])}))
+        swarm = Swarm(reading_of(sys.argv[1]))
         swarm.open()
-        print(json.dumps({"ready": True}), flush=True)
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        say_ready()
         received = swarm.wait()
         # Whoever looks at this process's CPU time still finds it.
         time.sleep(_LINGER_SECONDS)

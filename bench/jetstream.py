@@ -95,7 +95,8 @@ async def _version(child: Child, port: int, log_file: Path) -> str:
         await asyncio.sleep(_POLL_SECONDS)
     client = await nats_client(port)
     try:
-        return str(client.connected_server_version)
+        version = client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
     finally:
         await client.close()
 

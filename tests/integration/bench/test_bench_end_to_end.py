@@ -88,7 +88,10 @@ def test_jetstream_carries_the_same_signals_in_the_same_run(tmp_path: Path) -> N
         (run,) = result["details"]["yardstick_runs"]
         assert_all_delivered(run, count)
         assert set(run["cores"]) == {"nats-server", "master", "readers", "bench"}
-    assert len(results["end_to_end.p99_ms_3"]["details"]["yardstick_runs_with_one_consumer"]) == 1
+        (with_nats_py,) = result["details"]["yardstick_runs_with_nats_py"]
+        assert_all_delivered(with_nats_py, count)
+    (shared,) = results["end_to_end.p99_ms_3"]["details"]["yardstick_runs_with_one_consumer"]
+    assert_all_delivered(shared, 3)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

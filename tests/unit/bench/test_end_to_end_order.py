@@ -9,7 +9,7 @@ import pytest
 
 from bench import jetstream_client
 from bench.end_to_end_pace import Pace, signal_bytes
-from bench.end_to_end_readers import Reading, Subscriber, Swarm
+from bench.end_to_end_readers import Reading, Swarm
 from bench.jetstream_client import NatsConnection, NatsError
 from ecp_client.master.frames import batch_body
 from mesh.errors import MeshError
@@ -18,16 +18,13 @@ INTERVAL_US = 1_000
 BEGAN_US = 5_000_000
 
 
-class Unconnected:
-    """Stands where a connection would; nothing is read from it."""
-
-
 def swarm_of(subscribers: int, *, signals: int = 10, warmup: int = 2) -> Swarm:
     reading = Reading(
         0, subscribers, INTERVAL_US, warmup, signals - warmup, tuple(f"to.{n}" for n in range(subscribers))
     )
     swarm = Swarm(reading)
-    swarm.subscribers = [Subscriber(swarm, Unconnected()) for _ in range(subscribers)]  # type: ignore[arg-type]
+    for _ in range(subscribers):
+        swarm.subscriber()
     return swarm
 
 
@@ -82,9 +79,8 @@ def test_what_never_came_counts_as_late_as_it_is() -> None:
     for subscriber, count in zip(swarm.subscribers, (10, 7), strict=True):
         for number in range(count):
             subscriber.take(message(number))
-    result = swarm._result(10)
+    result = swarm.result()
     assert (result.expected, result.delivered) == (16, 13)
-    # The clock of this machine runs since long: three of sixteen are beyond what any delivery took.
     assert len(swarm.latencies) == 16
 
 
