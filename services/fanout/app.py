@@ -23,7 +23,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.log import SignalLog
 from services.common.settings import Address
 from services.common.stream import Redis
-from services.fanout import limits
+from services.fanout import limits, metrics
 from services.fanout.acknowledgements import Acknowledgements
 from services.fanout.backlog import Backlog
 from services.fanout.catch_up import CatchUp
@@ -253,6 +253,7 @@ async def _reading(stack: AsyncExitStack, settings: FanoutSettings, peers: _Peer
     indexes = [limits.new_index(settings) for _ in log.shards]
     intake = Intake(ring, tracked_positions_max=settings.tracked_positions_per_master_max)
     hub = Hub(ring, clock, limits.of_hub(settings))
+    stack.enter_context(metrics.STATES.counting(hub.states))
     archive = archive_service_pb2_grpc.ArchiveServiceStub(peers.ledger)
     backlog = Backlog(log, indexes, archive, limits.of_backlog(settings))
     catch_up = CatchUp(backlog, clock, attempts_max=settings.backlog_attempts_max)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from execution.fanout.v1 import fanout_service_pb2 as pb
 from services.common.clock import Clock
 from services.common.errors import ResourceExhaustedError, ServiceError
 from services.fanout import metrics
@@ -16,7 +17,7 @@ from services.fanout.domain import errors
 from services.fanout.domain.cursor import Cursor
 from services.fanout.domain.level import Follower, level_at, move_behind, pieces
 from services.fanout.domain.ring import MasterLog, Ring
-from services.fanout.domain.stream import ProgressCache, StreamLimits
+from services.fanout.domain.stream import ProgressCache, StreamLimits, state_of
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,12 @@ class Hub:
     def __iter__(self) -> Iterator[Delivery]:
         """All streams, in no order; those that come or go meanwhile do no harm."""
         return iter(tuple(self._deliveries.values()))
+
+    def states(self) -> Iterator[str]:
+        """The state of every subscription of an open stream, by name; may be asked from another thread."""
+        for delivery in self:
+            for cursor in tuple(delivery.stream.cursors.values()):
+                yield pb.SubscriptionState.Name(state_of(cursor)).removeprefix("SUBSCRIPTION_STATE_")
 
     def of_user(self, user_id: str) -> tuple[Delivery, ...]:
         """The user's open streams."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from services.fanout.domain.codec import Message
 
+_STATES: Final = ("UNSPECIFIED", "SYNCED", "DEGRADED_GAP", "RESYNCING", "PAUSED_CLOSE_ONLY", "PAUSED_ALL")
 _LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 30_000)
 
 
@@ -66,6 +68,39 @@ class Sent(Collector):
 
 SENT = Sent()
 REGISTRY.register(SENT)
+
+
+class States(Collector):
+    """How many subscriptions of open streams are in which state; counted when Prometheus asks, in its thread."""
+
+    def __init__(self) -> None:
+        self._sources: list[Callable[[], Iterable[str]]] = []
+
+    @contextmanager
+    def counting(self, source: Callable[[], Iterable[str]]) -> Iterator[None]:
+        """Counts what `source` gives, one name for each subscription, while the block runs."""
+        self._sources.append(source)
+        try:
+            yield
+        finally:
+            self._sources.remove(source)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The numbers as Prometheus reads them, also of states that nobody is in."""
+        counts = dict.fromkeys(_STATES, 0)
+        for source in tuple(self._sources):
+            for state in source():
+                counts[state] = counts.get(state, 0) + 1
+        family = GaugeMetricFamily(
+            "fanout_subscriptions", "Subscriptions of open streams, by state.", labels=["state"]
+        )
+        for state, count in counts.items():
+            family.add_metric([state], count)
+        yield family
+
+
+STATES = States()
+REGISTRY.register(STATES)
 
 
 LATENCY_MS = TallyHistogram(

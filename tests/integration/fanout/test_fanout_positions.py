@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from execution.common.v1 import position_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
+from execution.ledger.v1 import license_service_pb2 as license_pb
 from execution.ledger.v1 import subscription_service_pb2 as ledger_pb
 from tests.integration.fanout.fanout_service import (
     WAIT_SECONDS,
@@ -137,3 +140,30 @@ async def test_what_waits_is_recorded_before_the_process_ends(
         await fanout.stub.Acknowledge(acknowledge((1, 1, 5)), metadata=metadata("token"))
         assert (user.user_id, 1) not in ledger.recorded
     assert place(ledger.recorded[user.user_id, 1][-1].acknowledged) == (1, 5)
+
+
+async def test_prometheus_hears_in_which_states_subscriptions_are(
+    fanout: Fanout, ledger: StandInLedger, log: WrittenLog
+) -> None:
+    user = ledger.add_user("token", 1, 2)
+
+    async def states() -> dict[str, float]:
+        text = await asyncio.to_thread(metrics_text, fanout.running.admin_port)
+        families = text_string_to_metric_families(text)
+        (family,) = [one for one in families if one.name == "fanout_subscriptions"]
+        return {one.labels["state"]: one.value for one in family.samples if one.value}
+
+    assert await states() == {}
+    async with fanout.subscribe("token", from_now(1), from_now(2)) as subscriber:
+        await subscriber.begun()
+        assert await states() == {"SYNCED": 2}
+        await log.gap(1, 1)
+        await subscriber.until(lambda: pb.SUBSCRIPTION_STATE_DEGRADED_GAP in subscriber.of(1).states)
+        await ledger.pause(user, 2, license_pb.PAUSE_SCOPE_ALL)
+        await subscriber.until(lambda: pb.SUBSCRIPTION_STATE_PAUSED_ALL in subscriber.of(2).states)
+        assert await states() == {"DEGRADED_GAP": 1, "PAUSED_ALL": 1}
+
+
+def metrics_text(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT_SECONDS) as answer:
+        return str(answer.read(), "utf-8")
