@@ -67,7 +67,7 @@ async def jetstream(folder: Path, *, core: int | None = None) -> AsyncIterator[J
     with port_block() as ports:
         port = ports.take()
         configuration = folder / "nats.conf"
-        # What is not named is as it comes: an acknowledged message is in the file, which is synced every two minutes.
+        # What is not named is as it comes: the file is synced every two minutes.
         configuration.write_text(
             f"listen: {LOOPBACK}:{port}\n"
             f"jetstream {{ store_dir: {folder / 'nats'}, max_file_store: {_STORE_MIB_MAX}M }}\n",
