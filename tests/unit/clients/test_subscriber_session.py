@@ -1,91 +1,21 @@
-"""The subscriber's stream machine: where it begins, duplicates, gaps, full syncs, states, ends."""
+"""The subscriber's stream machine: where it begins, duplicates, gaps and full syncs."""
 
 from __future__ import annotations
 
 import pytest
 
-from ecp_client.positions import BEGINNING, Position
-from ecp_client.subscriber.endings import Offer, PositionsUnavailable
-from ecp_client.subscriber.events import Degraded, GapSeen, ServerDraining, StateChanged, SyncState
+from ecp_client.positions import BEGINNING
+from ecp_client.subscriber.events import Degraded, GapSeen, StateChanged, SyncState
 from ecp_client.subscriber.session import (
-    Delivery,
     Moved,
     SnapshotReceived,
-    Step,
     SubscriberSession,
     WithheldAgain,
 )
 from ecp_client.subscriber.track import Start, Track
-from execution.common.v1 import position_pb2, snapshot_pb2
-from execution.common.v1 import signal_pb2 as common_pb
+from execution.common.v1 import position_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
-
-P = Position
-
-
-def sequenced(
-    sequence: int, epoch: int = 1, previous: Position | None = None, master_id: int = 1
-) -> common_pb.SequencedSignal:
-    before = previous or P(epoch, sequence - 1)
-    return common_pb.SequencedSignal(
-        master_id=master_id,
-        epoch=epoch,
-        sequence=sequence,
-        previous_epoch=before.epoch,
-        previous_sequence=before.sequence,
-    )
-
-
-def stream_position(position: Position) -> position_pb2.StreamPosition:
-    return position.to_pb()
-
-
-class Fed:
-    """A session and what is fed to it."""
-
-    def __init__(self, start: Start = Start.BEGINNING, held: Position | None = None) -> None:
-        self.session = SubscriberSession([Track(1, start, held, held or BEGINNING)], "a test")
-        self.request = self.session.request()
-
-    @property
-    def track(self) -> Track:
-        return self.session.tracks[1]
-
-    def signals(self, *signals: common_pb.SequencedSignal) -> Delivery:
-        return self.session.take_signals(pb.Signals(signals=signals))
-
-    def run(self, first: int, last: int, epoch: int = 1) -> list[int]:
-        delivery = self.signals(*(sequenced(number, epoch) for number in range(first, last + 1)))
-        return [one.sequence for one in delivery.fresh]
-
-    def gap(
-        self,
-        first: Position,
-        last: Position,
-        reason: position_pb2.GapReason.ValueType = position_pb2.GAP_REASON_REJECTED,
-        resume_after: Position | None = None,
-    ) -> list[Step]:
-        gap = pb.Gap(master_id=1, to=last.to_pb(), reason=reason, resume_after=(resume_after or last).to_pb())
-        getattr(gap, "from").CopyFrom(first.to_pb())
-        return self.session.take(pb.SubscribeResponse(gap=gap))
-
-    def snapshot(self, as_of: Position) -> list[Step]:
-        snapshot = snapshot_pb2.Snapshot(master_id=1, as_of=as_of.to_pb())
-        return self.session.take(pb.SubscribeResponse(snapshot=pb.Snapshot(snapshot=snapshot)))
-
-    def progress(self, position: Position, master_id: int = 1) -> list[Step]:
-        progress = pb.Progress()
-        progress.positions.add(master_id=master_id, position=position.to_pb())
-        return self.session.take(pb.SubscribeResponse(progress=progress))
-
-    def state(self, state: pb.SubscriptionState.ValueType) -> list[Step]:
-        change = pb.StateChange(master_id=1, state=state, reason="told to")
-        return self.session.take(pb.SubscribeResponse(state_change=change))
-
-    def again(self) -> pb.MasterStart:
-        """The stream ends and the next one is asked for; what is asked for the master."""
-        self.session.stream_ended()
-        return self.session.request().masters[0]
+from tests.unit.clients.fed_session import Fed, P, sequenced, stream_position
 
 
 class TestBeginning:
@@ -364,62 +294,3 @@ class TestFullSync:
         assert fed.run(6, 7) == []
         assert fed.progress(P(1, 7)) == []
         assert fed.track.held == P(1, 5)
-
-
-class TestStatesAndEnds:
-    def test_cancelled_masters_are_asked_for_no_more(self) -> None:
-        session = SubscriberSession([Track(1, Start.NOW), Track(2, Start.NOW)])
-        session.request()
-        change = pb.StateChange(master_id=1, state=pb.SUBSCRIPTION_STATE_CANCELLED)
-        (step,) = session.take(pb.SubscribeResponse(state_change=change))
-        assert step == StateChanged(1, SyncState.CANCELLED, "")
-        session.stream_ended()
-        assert [one.master_id for one in session.request().masters] == [2]
-        assert 1 not in session.unacknowledged()
-
-    def test_a_state_of_a_later_version_is_ignored(self) -> None:
-        assert Fed().state(99) == []  # type: ignore[arg-type]
-
-    def test_an_event_of_a_later_version_is_ignored(self) -> None:
-        assert Fed().session.take(pb.SubscribeResponse.FromString(b"\xba\x01\x00")) == []
-
-    def test_a_drain_is_told_with_its_time(self) -> None:
-        drain = pb.Drain()
-        drain.reconnect_after.FromMilliseconds(1_250)
-        assert Fed().session.take(pb.SubscribeResponse(drain=drain)) == [ServerDraining(1_250)]
-
-    def test_a_position_that_is_gone_leads_to_the_snapshot(self) -> None:
-        fed = Fed(Start.NOW, P(1, 5))
-        offer = Offer(P(1, 50), P(1, 90), P(1, 80))
-        steps = fed.session.stream_ended(PositionsUnavailable({1: offer}))
-        assert steps == [Degraded(1, "TRIMMED")]
-        assert fed.session.request().masters[0].WhichOneof("start") == "from_snapshot"
-
-    def test_without_a_snapshot_it_goes_on_from_the_oldest_and_says_what_is_missing(self) -> None:
-        fed = Fed(Start.NOW, P(1, 5))
-        offer = Offer(P(1, 50), P(1, 90), None)
-        steps = fed.session.stream_ended(PositionsUnavailable({1: offer}))
-        assert steps == [GapSeen(1, P(1, 6), P(1, 50), "TRIMMED", P(1, 50)), Degraded(1, "TRIMMED")]
-        assert fed.session.request().masters[0].after == stream_position(P(1, 50))
-        assert fed.run(51, 52) == [51, 52]
-
-    def test_masters_that_are_not_meant_stay_where_they_are(self) -> None:
-        fed = Fed(Start.NOW, P(1, 5))
-        assert fed.session.stream_ended(PositionsUnavailable({2: Offer(P(1, 1), P(1, 1), None)})) == []
-        assert fed.session.request().masters[0].after == stream_position(P(1, 5))
-
-    def test_without_details_all_masters_are_meant(self) -> None:
-        fed = Fed(Start.NOW, P(1, 5))
-        assert fed.session.stream_ended(PositionsUnavailable()) == [Degraded(1, "TRIMMED")]
-
-
-class TestAcknowledging:
-    def test_only_what_moved_is_acknowledged(self) -> None:
-        fed = Fed()
-        assert fed.session.unacknowledged() == {}
-        fed.run(1, 3)
-        assert fed.session.unacknowledged() == {1: P(1, 3)}
-        fed.session.acknowledged({1: P(1, 3)})
-        assert fed.session.unacknowledged() == {}
-        fed.run(4, 4)
-        assert fed.session.unacknowledged() == {1: P(1, 4)}

@@ -107,7 +107,7 @@ class SubscriberSession:
     def _ask_for(self, track: Track, start: pb.MasterStart) -> None:
         track.awaits_snapshot = track.wants_snapshot or (track.held is None and track.start is Start.SNAPSHOT)
         track.wants_snapshot = track.stalled = False
-        track.pause_told = False
+        track.pause_told = track.resyncing = False
         after = track.held
         if track.awaits_snapshot:
             start.from_snapshot.SetInParent()
@@ -262,7 +262,7 @@ class SubscriberSession:
         track = self.tracks.get(snapshot.master_id) or self._new_track(snapshot.master_id)
         as_of = Position.from_pb(snapshot.as_of)
         before = track.state
-        track.awaits_snapshot = False
+        track.awaits_snapshot = track.resyncing = False
         track.jumped_at = None
         track.snapshots_missed = 0
         track.held = as_of
@@ -288,6 +288,7 @@ class SubscriberSession:
             track.pause_told = True
         else:
             track.pause = None
+            track.resyncing = told is SyncState.RESYNCING
             self._see_pause(track)
         if track.state is before:
             return []

@@ -41,6 +41,8 @@ class Track:
     """The next request asks for a full sync."""
     awaits_snapshot: bool = False
     """A full sync was asked for and has not begun."""
+    resyncing: bool = False
+    """The server said that a full sync is under way on this stream, and its snapshot has not come."""
     withheld: bool = False
     """A pause withheld signals: the mirror is incomplete until the next full sync."""
     stalled: bool = False
@@ -62,7 +64,7 @@ class Track:
             return SyncState.CANCELLED
         if self.pause is not None:
             return self.pause
-        if self.awaits_snapshot and self.held is not None:
+        if (self.awaits_snapshot or self.resyncing) and self.held is not None:
             return SyncState.RESYNCING
         if self.degraded:
             return SyncState.DEGRADED

@@ -1,0 +1,96 @@
+"""The subscriber's stream machine: states that the server tells, ends of streams, acknowledgements."""
+
+from __future__ import annotations
+
+from ecp_client.subscriber.endings import Offer, PositionsUnavailable
+from ecp_client.subscriber.events import Degraded, GapSeen, ServerDraining, StateChanged, SyncState
+from ecp_client.subscriber.session import (
+    SubscriberSession,
+)
+from ecp_client.subscriber.track import Start, Track
+from execution.common.v1 import position_pb2, snapshot_pb2
+from execution.fanout.v1 import fanout_service_pb2 as pb
+from tests.unit.clients.fed_session import Fed, P, sequenced, stream_position
+
+
+class TestStatesAndEnds:
+    def test_cancelled_masters_are_asked_for_no_more(self) -> None:
+        session = SubscriberSession([Track(1, Start.NOW), Track(2, Start.NOW)])
+        session.request()
+        change = pb.StateChange(master_id=1, state=pb.SUBSCRIPTION_STATE_CANCELLED)
+        (step,) = session.take(pb.SubscribeResponse(state_change=change))
+        assert step == StateChanged(1, SyncState.CANCELLED, "")
+        session.stream_ended()
+        assert [one.master_id for one in session.request().masters] == [2]
+        assert 1 not in session.unacknowledged()
+
+    def test_a_full_sync_in_the_midst_of_a_stream_is_told_and_what_it_repeats_is_a_replay(self) -> None:
+        fed = Fed()
+        fed.run(1, 5)
+        told = fed.state(pb.SUBSCRIPTION_STATE_RESYNCING)
+        assert [one.state for one in told if isinstance(one, StateChanged)] == [SyncState.RESYNCING]
+        # The stream goes on meanwhile.
+        assert fed.run(6, 6) == [6]
+        as_of = position_pb2.StreamPosition(epoch=1, sequence=3)
+        snapshot = pb.Snapshot(snapshot=snapshot_pb2.Snapshot(master_id=1, as_of=as_of))
+        steps = fed.session.take(pb.SubscribeResponse(snapshot=snapshot))
+        assert [one.state for one in steps if isinstance(one, StateChanged)] == [SyncState.SYNCED]
+        delivery = fed.signals(*(sequenced(number) for number in range(4, 9)))
+        assert [one.sequence for one in delivery.replayed] == [4, 5, 6]
+        assert [one.sequence for one in delivery.fresh] == [7, 8]
+        assert not fed.session.wants_new_stream
+
+    def test_a_full_sync_whose_stream_broke_is_the_servers_to_tell_again(self) -> None:
+        fed = Fed()
+        fed.run(1, 5)
+        fed.state(pb.SUBSCRIPTION_STATE_RESYNCING)
+        fed.session.stream_ended()
+        assert fed.session.request().masters[0].after.sequence == 5
+        assert fed.track.state is SyncState.SYNCED
+
+    def test_a_state_of_a_later_version_is_ignored(self) -> None:
+        assert Fed().state(99) == []  # type: ignore[arg-type]
+
+    def test_an_event_of_a_later_version_is_ignored(self) -> None:
+        assert Fed().session.take(pb.SubscribeResponse.FromString(b"\xba\x01\x00")) == []
+
+    def test_a_drain_is_told_with_its_time(self) -> None:
+        drain = pb.Drain()
+        drain.reconnect_after.FromMilliseconds(1_250)
+        assert Fed().session.take(pb.SubscribeResponse(drain=drain)) == [ServerDraining(1_250)]
+
+    def test_a_position_that_is_gone_leads_to_the_snapshot(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        offer = Offer(P(1, 50), P(1, 90), P(1, 80))
+        steps = fed.session.stream_ended(PositionsUnavailable({1: offer}))
+        assert steps == [Degraded(1, "TRIMMED")]
+        assert fed.session.request().masters[0].WhichOneof("start") == "from_snapshot"
+
+    def test_without_a_snapshot_it_goes_on_from_the_oldest_and_says_what_is_missing(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        offer = Offer(P(1, 50), P(1, 90), None)
+        steps = fed.session.stream_ended(PositionsUnavailable({1: offer}))
+        assert steps == [GapSeen(1, P(1, 6), P(1, 50), "TRIMMED", P(1, 50)), Degraded(1, "TRIMMED")]
+        assert fed.session.request().masters[0].after == stream_position(P(1, 50))
+        assert fed.run(51, 52) == [51, 52]
+
+    def test_masters_that_are_not_meant_stay_where_they_are(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        assert fed.session.stream_ended(PositionsUnavailable({2: Offer(P(1, 1), P(1, 1), None)})) == []
+        assert fed.session.request().masters[0].after == stream_position(P(1, 5))
+
+    def test_without_details_all_masters_are_meant(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        assert fed.session.stream_ended(PositionsUnavailable()) == [Degraded(1, "TRIMMED")]
+
+
+class TestAcknowledging:
+    def test_only_what_moved_is_acknowledged(self) -> None:
+        fed = Fed()
+        assert fed.session.unacknowledged() == {}
+        fed.run(1, 3)
+        assert fed.session.unacknowledged() == {1: P(1, 3)}
+        fed.session.acknowledged({1: P(1, 3)})
+        assert fed.session.unacknowledged() == {}
+        fed.run(4, 4)
+        assert fed.session.unacknowledged() == {1: P(1, 4)}
