@@ -42,6 +42,10 @@ class Promises:
             self.spans.append(Span(epoch, self.sequence + 1, sequence))
         self.sequence = sequence
 
+    def so_far(self) -> Promises:
+        """As they are now: to be held against a log that is read while the master goes on."""
+        return Promises(list(self.spans), self.sequence)
+
 
 @dataclass(slots=True)
 class MasterLog:

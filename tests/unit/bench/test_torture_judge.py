@@ -104,3 +104,12 @@ def test_promises_join_within_an_epoch():
 def test_each_loss_needs_a_cut_of_its_own(losses_at_us: list[int], cuts_at_us: list[int], unexplained: int):
     log = MasterLog(7, log_losses_at_us=losses_at_us)
     assert len(unexplained_losses(log, cuts_at_us)) == unexplained
+
+
+def test_promises_so_far_do_not_grow():
+    promises = Promises()
+    promises.acknowledged(1, 5)
+    before = promises.so_far()
+    promises.acknowledged(1, 9)
+    promises.acknowledged(2, 12)
+    assert (before.spans, before.sequence) == ([Span(1, 1, 5)], 5)
