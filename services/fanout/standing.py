@@ -15,7 +15,7 @@ from execution.ledger.v1 import subscription_service_pb2_grpc
 from services.common import rpc
 from services.common.backoff import Backoff
 from services.common.clock import Clock
-from services.common.errors import NotFoundError, ServiceError
+from services.common.errors import ServiceError
 from services.fanout.delivery import Delivery
 from services.fanout.domain.cursor import Cursor, Sync
 from services.fanout.domain.request import Begin
@@ -62,17 +62,13 @@ class Standing:
         while delivery.stream.ended is None:
             try:
                 subscription = await self._ask(cursor.subscription_id)
-            except NotFoundError as error:
-                _log.warning(
-                    "subscription %s cannot be asked about: %s", cursor.subscription_id, error.message
-                )
-                return
             except ServiceError as error:
                 _log.warning(
-                    "it is not known yet how subscription %s stood: %s",
-                    cursor.subscription_id,
-                    error.message,
+                    "it is not known how subscription %s stood: %s", cursor.subscription_id, error.message
                 )
+                if not error.retryable:
+                    # A full sync that is due is found when entitlements are read again.
+                    return
                 await asyncio.sleep(backoff.next_delay())
             else:
                 self._tell(delivery, cursor, begin, subscription)
