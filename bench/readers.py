@@ -22,6 +22,7 @@ from mesh.errors import MeshError
 _POLL_SECONDS: Final = 0.002
 _WARM_STREAMS: Final = 200
 _SETTLE_SECONDS: Final = 2.0
+_BETWEEN_SECONDS: Final = 0.5
 _WAIT_SECONDS_MAX: Final = 120.0
 
 
@@ -162,9 +163,12 @@ def idle(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
     for _ in range(max(1, int(plan.seconds))):
         swarm.reset()
         feeder.feed([time.time_ns() // 1_000])
-        swarm.settle(1.0)
-        if swarm.signals != plan.subscribers:
-            raise MeshError(f"{swarm.signals} of {plan.subscribers} streams had the signal after a second")
+        ends_at = time.monotonic() + _WAIT_SECONDS_MAX
+        while swarm.signals < plan.subscribers:
+            swarm.poll(_POLL_SECONDS)
+            if time.monotonic() > ends_at:
+                raise MeshError(f"{swarm.signals} of {plan.subscribers} streams were reached by a signal")
+        swarm.settle(_BETWEEN_SECONDS)
         slowest.append(swarm.latencies.percentiles_ms([100.0])["p100"])
     arrived = clock.end(swarm)
     arrived.bytes_per_stream = grown / more

@@ -50,7 +50,7 @@ class Swarm:
             MeshError: not all of them began in time.
         """
         ends_at = time.monotonic() + _OPEN_SECONDS_MAX
-        wanted, told = len(self) + count, len(self) + _TOLD_EVERY
+        wanted, told = len(self) + count, (len(self) // _TOLD_EVERY + 1) * _TOLD_EVERY
         opening: list[Reader] = []
         while len(self) < wanted or opening:
             if len(self) < wanted and len(opening) < _OPENED_AT_ONCE:
