@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final, TypeVar
 
 import grpc
 
 from services.common import auth, rpc
+from services.common.errors import UnavailableError
 from services.common.worker import WorkerSettings, call_socket
-
-_log = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 
-_GONE: Final = grpc.StatusCode.UNAVAILABLE
+_SILENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Siblings:
@@ -25,39 +25,41 @@ class Siblings:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._targets: dict[int, str] = {}
+        self._paths: dict[int, Path] = {}
         if settings.worker_folder is not None:
-            self._targets = {
-                number: f"unix:{call_socket(settings.worker_folder, number)}"
+            self._paths = {
+                number: call_socket(settings.worker_folder, number)
                 for number in range(1, settings.workers + 1)
                 if number != settings.worker_number
             }
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self._paths)
 
     async def ask(self, question: Callable[[grpc.aio.Channel], Awaitable[AnswerT]]) -> dict[int, AnswerT]:
-        """Every sibling's answer, by its number. One that is starting or ending has none and is left out.
+        """Every sibling's answer, by its number. One that is starting or has ended has none and is left out.
 
         Raises:
             ServiceError: what a sibling answered; UnavailableError when it did not within SIBLING_TIMEOUT_SECONDS.
         """
-        numbers = list(self._targets)
+        numbers = list(self._paths)
         answers = await asyncio.gather(*(self.ask_one(number, question) for number in numbers))
         return {number: found for number, found in zip(numbers, answers, strict=True) if found is not None}
 
     async def ask_one(
         self, number: int, question: Callable[[grpc.aio.Channel], Awaitable[AnswerT]]
     ) -> AnswerT | None:
-        """One sibling's answer; None while it is starting or ending.
+        """One sibling's answer; None while it is starting or has ended.
 
         Raises:
             ServiceError: as for `ask`.
         """
-        settings = self._settings
+        settings, path = self._settings, self._paths[number]
+        if not _is_listening(path):
+            return None
         # A channel of its own for each question: operators ask rarely, and one that was down is not waited for.
         async with rpc.channel(
-            self._targets[number],
+            f"unix:{path}",
             token=settings.service_token.get_secret_value(),
             call_timeout_seconds=settings.sibling_timeout_seconds,
             message_bytes_max=settings.grpc_message_bytes_max,
@@ -65,10 +67,24 @@ class Siblings:
             try:
                 return await question(channel)
             except grpc.aio.AioRpcError as error:
-                if error.code() is not _GONE:
-                    raise rpc.error_from_rpc(error, peer=f"worker {number}") from error
-                _log.info("worker %d does not answer: %s", number, error.details())
-                return None
+                if error.code() in _SILENT:
+                    raise UnavailableError(
+                        f"worker {number} does not answer", reason="WORKER_SILENT", retry_after_seconds=1
+                    ) from error
+                raise rpc.error_from_rpc(error, peer=f"worker {number}") from error
+
+
+def _is_listening(path: Path) -> bool:
+    """Whether there is a process behind the socket, be it one that hangs."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
 
 
 @asynccontextmanager

@@ -44,6 +44,10 @@ class SteadyMaster:
             except (OSError, AssertionError, TimeoutError):
                 # The connection broke, at whatever point; everything unacknowledged is kept.
                 pass
+            except ExceptionGroup as broken:
+                # uvloop calls writing on a closed transport a RuntimeError.
+                if broken.split((OSError, AssertionError, TimeoutError, RuntimeError))[1] is not None:
+                    raise
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _session(self, connection: RawMaster) -> None:

@@ -95,6 +95,7 @@ async def workers(redis_url: str, ledger: StandInLedger) -> AsyncIterator[Worker
             "LEDGER_ADDRESS": f"{LOOPBACK}:{ledger.port}",
             "DRAIN_SPREAD_SECONDS": "0",
             "DRAIN_GRACE_SECONDS": "2",
+            "SIBLING_TIMEOUT_SECONDS": "0.5",
         }
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "services.ingest", "--workers", "2"),
@@ -201,6 +202,30 @@ async def test_operators_see_and_reach_all_sessions_whichever_worker_they_ask(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.RequestSnapshot(service_pb.RequestSnapshotRequest(master_id=1), metadata=metadata())
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_half_an_answer_is_none(workers: Workers):
+    async with AsyncExitStack() as stack:
+        stubs = [await stack.enter_async_context(workers.stub()) for _ in range(16)]
+        for stub in stubs:
+            assert await listed(stub) == []
+        hung = workers.children()[0]
+        os.kill(hung, os_signals.SIGSTOP)
+        try:
+            answers = await asyncio.gather(*(asked(stub) for stub in stubs))
+        finally:
+            os.kill(hung, os_signals.SIGCONT)
+    # Either the one that was asked hangs, or it says which one does.
+    assert set(answers) == {
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"),
+        (grpc.StatusCode.UNAVAILABLE, "worker 1 does not answer"),
+    }
+
+
+async def asked(stub: service_grpc.IngestServiceAsyncStub) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ListSessions(service_pb.ListSessionsRequest(), metadata=metadata(), timeout=5)
+    return caught.value.code(), caught.value.details() or ""
 
 
 async def listed(stub: service_grpc.IngestServiceAsyncStub) -> list[int]:
