@@ -16,6 +16,7 @@ from bench.torture.clients_server import Certificate
 from mesh.embedded import RedisServer
 
 _SECONDS_MAX: Final = 600.0
+_SIGNALS_PER_SECOND_MIN: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,10 @@ class Bench:
 
     async def paced(self, name: str, plan: Plan, deliveries_per_second: float) -> Arrived:
         """Latencies at a rate of deliveries."""
-        signals_per_second = deliveries_per_second / plan.subscribers
+        signals_per_second = max(_SIGNALS_PER_SECOND_MIN, deliveries_per_second / plan.subscribers)
         arrived = await self.quietest(replace(plan, mode="pace", signals_per_second=signals_per_second))
         shown = ", ".join(f"{rank} {value:.2f} ms" for rank, value in arrived.latency_ms.items())
-        self.tell(f"{name} at {deliveries_per_second:,.0f}/s: {shown}{note(arrived)}")
+        self.tell(f"{name} at {signals_per_second * plan.subscribers:,.0f}/s: {shown}{note(arrived)}")
         return arrived
 
     async def quietest(self, plan: Plan) -> Arrived:
