@@ -40,6 +40,10 @@ class Behind(NamedTuple):
 class Way(Protocol):
     """Where a lane leads."""
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether sessions should be offered less."""
+
     def append(self, lane: Lane, runs: list[Run]) -> None:
         """See Publisher.append."""
 

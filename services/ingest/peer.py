@@ -143,7 +143,7 @@ class Peer:
         """Sends the frames that are ready, and closes behind the last one."""
         session = self.session
         if session.intake is not None:
-            session.intake.credits = self.door.publisher.credits(session.limits.window)
+            session.intake.credits = self.door.publisher.credits(session.limits.window, self._lane)
         payloads = session.data_to_send(time.monotonic())
         if payloads:
             self.port.write(payloads)

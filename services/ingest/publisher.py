@@ -44,12 +44,10 @@ class Publisher:
         """Whether the log takes appends now, in all shards."""
         return all(shard.is_ready for shard in self.shards)
 
-    def credits(self, window: int) -> int:
-        """What a session with this window may be offered: less while a part of the log is behind."""
-        for shard in self.shards:
-            if shard.is_behind:
-                return max(1, window // 4)
-        return window
+    def credits(self, window: int, lane: Lane | None = None) -> int:
+        """What a session with this window may be offered: less while its shard (without a lane: any) is behind."""
+        is_behind = any(shard.is_behind for shard in self.shards) if lane is None else lane.way.is_behind
+        return max(1, window // 4) if is_behind else window
 
     def open(self, command: OpenLog, now_us: int, then: Callable[[LogHead | ServiceError], None]) -> None:
         """Begins a session in the log; `then` gets the head, at once or later, or why there is none."""

@@ -40,12 +40,22 @@ def test_the_defaults_are_those_of_the_protocol():
         ("SIGNAL_WINDOW", "0"),
         ("BIND_ADDRESS", "9000"),
         ("OUTSTANDING_BYTES_MAX", "5"),
+        ("LOG_SHARDS", "0"),
+        ("LOG_SHARDS", "65"),
     ],
 )
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=f"^{name}: "):
         common_settings.load(IngestSettings)
+
+
+def test_what_may_be_under_way_is_divided_among_the_shards():
+    loaded = common_settings.load(IngestSettings, log_shards=4)
+    assert loaded.shard_outstanding_bytes_max == loaded.outstanding_bytes_max // 4
+    loaded = common_settings.load(IngestSettings, log_shards=64)
+    # A session of the largest size fits into each of them.
+    assert loaded.shard_outstanding_bytes_max == loaded.session_outstanding_bytes_max
 
 
 def test_one_session_may_not_have_more_under_way_than_all():
