@@ -26,11 +26,9 @@ CURVE: Final = (10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 125_000, 150_00
 _SPARE_FILES: Final = 300
 _WIDE_WINDOW: Final = 256
 _STALLED_PADDING_BYTES: Final = 600
-_STALLED_WARMUPS: Final = 3
-"""So long until the buffers of those that do not read are full."""
 _TLS_RUNS_MAX: Final = 2
 _REACHES: Final = 5
-_STALLED_RUNS_MAX: Final = 3
+_STALLED_PAIRS_MAX: Final = 3
 _CHART_MS_MIN: Final = 0.001
 _MIB: Final = 1_048_576
 # Each signal in a message of its own, and no rest between rounds: what is measured is a delivery.
@@ -105,7 +103,7 @@ async def measure(options: FanoutOptions, tell: Callable[[str], None]) -> Fanout
             await _measure_deliveries(bench, report, options.runs)
             if options.edge == "h2":
                 await _measure_tls(bench, report, min(options.runs, _TLS_RUNS_MAX))
-            await _measure_stalled(bench, report, min(options.runs, _STALLED_RUNS_MAX))
+            await _measure_stalled(bench, report, min(options.runs, _STALLED_PAIRS_MAX))
             if options.idle_subscribers:
                 await _measure_idle(bench, report, options.idle_subscribers)
             if options.with_curve:
@@ -162,30 +160,43 @@ async def _measure_tls(bench: Bench, report: FanoutReport, runs: int) -> None:
     ]
 
 
-async def _measure_stalled(bench: Bench, report: FanoutReport, runs: int) -> None:
-    """Pairs of runs, with and without two readers that do not read, at half of what there can be."""
-    without: list[Arrived] = []
-    stalled: list[Arrived] = []
-    deliveries = next(one.value for one in report.results if one.name == "fanout.deliveries_per_second")
-    for _ in range(runs):
-        for has_bad_readers, kept in ((False, without), (True, stalled)):
-            async with bench.serving() as plan:
-                plan = replace(
-                    plan,
-                    has_bad_readers=has_bad_readers,
-                    padding_bytes=_STALLED_PADDING_BYTES,
-                    warmup_seconds=_STALLED_WARMUPS * plan.warmup_seconds,
-                )
-                name = "beside two that do not read" if has_bad_readers else "all read"
-                kept.append(await bench.paced(name, plan, deliveries / 2))
+async def _measure_stalled(bench: Bench, report: FanoutReport, pairs: int) -> None:
+    """At half of what there can be, by turns without and with two readers that do not read."""
+    deliveries = next(one.value for one in report.results if one.name == "fanout.deliveries_per_second") / 2
+    async with bench.serving() as plan:
+        plan = replace(
+            plan,
+            mode="stalled",
+            pairs=pairs,
+            padding_bytes=_STALLED_PADDING_BYTES,
+            signals_per_second=deliveries / plan.subscribers,
+        )
+        arrived = await bench.quietest(plan)
+    p99, undisturbed_p99 = arrived.latency_ms["p99"], arrived.undisturbed_ms["p99"]
+    bench.tell(
+        f"at {deliveries:,.0f}/s: p99 {undisturbed_p99:.2f} ms while all read, {p99:.2f} ms beside one that never "
+        f"reads and one that reads a byte a second{note(arrived)}"
+    )
+    details = {
+        **_circumstances(arrived),
+        "latency_ms": arrived.latency_ms,
+        "all_read_ms": arrived.undisturbed_ms,
+    }
     report.results += [
-        _p99("fanout.p99_ms_beside_stalled_readers", stalled, without),
         result_of(
-            "fanout.memory_growth_mib_with_stalled_readers",
-            "MiB",
-            [_grown_mib(one) for one in stalled],
-            [_grown_mib(one) for one in without],
+            "fanout.p99_ms_beside_stalled_readers",
+            "ms",
+            [p99],
+            [undisturbed_p99],
             less_is_better=True,
+            disturbed_runs=int(arrived.is_disturbed),
+            details=details,
+        ),
+        result_of(
+            "fanout.memory_growth_mib_beside_stalled_readers",
+            "MiB",
+            [arrived.grown_bytes / _MIB],
+            [arrived.undisturbed_grown_bytes / _MIB],
         ),
     ]
 
@@ -261,10 +272,6 @@ def _p99(name: str, runs: list[Arrived], bare: list[Arrived]) -> Result:
             "yardstick_runs": [{**_circumstances(one), **one.latency_ms} for one in bare],
         },
     )
-
-
-def _grown_mib(arrived: Arrived) -> float:
-    return (arrived.resident_end_bytes - arrived.resident_start_bytes) / _MIB
 
 
 def _circumstances(arrived: Arrived) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The subscribers' process: `python -m bench.readers JSON` opens streams, feeds signals, prints what arrived.
 
 `saturate` keeps a number of signals under way and counts deliveries in a time. `pace` feeds signals at set times,
-whatever arrives, and takes each latency from the set time. `idle` opens many streams and sees what they cost.
+whatever arrives, and takes each latency from the set time. `stalled` does so by turns without and with two more that do
+not read. `idle` opens many streams and sees what they cost.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from bench.feeders import PADDING_BYTES, BareFeeder, Feeder, LogFeeder
 from bench.machine import CpuTimes, Disturbance, resident_bytes, write_calls
+from bench.samples import Samples
 from bench.swarm import BadReaders, Swarm
 from mesh.errors import MeshError
 
@@ -41,12 +44,12 @@ class Plan:
     seconds: float = 4.0
     warmup_seconds: float = 1.0
     signals_per_second: float = 0.0
-    """Of `pace`."""
+    """Of `pace` and `stalled`."""
     window: int = 8
     """Signals under way, of `saturate`."""
     padding_bytes: int = PADDING_BYTES
-    has_bad_readers: bool = False
-    """Besides the others there is one that never reads, and one that reads a byte a second; of `pace`."""
+    pairs: int = 3
+    """Of `stalled`: how often it is measured without and with readers that do not read."""
     watched_pids: tuple[int, ...] = ()
     """Processes of the measurement, besides the readers; the first is the one that is measured."""
 
@@ -66,9 +69,11 @@ class Arrived:
     steal_cores: float = 0.0
     others_cores: float = 0.0
     is_disturbed: bool = False
-    resident_start_bytes: int = 0
-    """Of the measured process, before the warm-up."""
-    resident_end_bytes: int = 0
+    undisturbed_ms: dict[str, float] = field(default_factory=dict)
+    """Of `stalled`: latencies while all read; `latency_ms` is beside readers that do not."""
+    grown_bytes: int = 0
+    """Of `stalled`: by how much the measured process grew beside readers that do not read."""
+    undisturbed_grown_bytes: int = 0
     bytes_per_stream: float = 0.0
     open_seconds: float = 0.0
     signal_reached_all_ms: list[float] = field(default_factory=list)
@@ -122,16 +127,38 @@ def saturate(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
 
 def pace(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
     """Feeds each signal at its time, then waits for the last."""
-    bad = BadReaders(plan.port) if plan.has_bad_readers else None
-    warm = int(plan.warmup_seconds * plan.signals_per_second)
-    _pace_some(plan, swarm, feeder, warm, bad)
-    swarm.reset()
+    _pace_for(plan.warmup_seconds, plan, swarm, feeder)
     clock = _Clock(plan)
-    _pace_some(plan, swarm, feeder, int(plan.seconds * plan.signals_per_second), bad)
+    _pace_for(plan.seconds, plan, swarm, feeder)
     return clock.end(swarm)
 
 
-def _pace_some(plan: Plan, swarm: Swarm, feeder: Feeder, total: int, bad: BadReaders | None) -> None:
+def stalled(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
+    """The others' latencies by turns without and with a reader that never reads and one that reads a byte a second."""
+    pid, latencies, grown = plan.watched_pids[0], (Samples(), Samples()), [0, 0]
+    _pace_for(plan.warmup_seconds, plan, swarm, feeder)
+    clock = _Clock(plan)
+    for turn in range(2 * plan.pairs):
+        kind = turn % 2
+        before = resident_bytes(pid)
+        with BadReaders(plan.port) if kind else nullcontext() as bad:
+            # Until the buffers of those that do not read are full.
+            _pace_for(plan.warmup_seconds, plan, swarm, feeder, bad)
+            _pace_for(plan.seconds, plan, swarm, feeder, bad)
+            grown[kind] += resident_bytes(pid) - before
+        latencies[kind].extend(swarm.latencies)
+    arrived = clock.end(swarm)
+    arrived.latency_ms, arrived.undisturbed_ms = latencies[1].percentiles_ms(), latencies[0].percentiles_ms()
+    arrived.grown_bytes, arrived.undisturbed_grown_bytes = grown[1], grown[0]
+    return arrived
+
+
+def _pace_for(
+    seconds: float, plan: Plan, swarm: Swarm, feeder: Feeder, bad: BadReaders | None = None
+) -> None:
+    """Feeds for a time and reads until everything has come; what came before is not counted."""
+    total = int(seconds * plan.signals_per_second)
+    swarm.reset()
     interval_us = 1e6 / plan.signals_per_second
     began_us, fed = time.time_ns() // 1_000, 0
     ends_at = time.monotonic() + total / plan.signals_per_second + _WAIT_SECONDS_MAX
@@ -177,7 +204,7 @@ def idle(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
     return arrived
 
 
-_MODES: Final = {"saturate": saturate, "pace": pace, "idle": idle}
+_MODES: Final = {"saturate": saturate, "pace": pace, "stalled": stalled, "idle": idle}
 
 
 def as_json(plan: Plan) -> str:
@@ -209,15 +236,11 @@ def _run(plan: Plan) -> Arrived:
     feeder: Feeder = (
         BareFeeder(plan.control_port) if plan.control_port else LogFeeder(plan.redis_url, plan.padding_bytes)
     )
-    resident_start_bytes = resident_bytes(plan.watched_pids[0])
     swarm.open(min(plan.subscribers, _WARM_STREAMS) if plan.mode == "idle" else plan.subscribers)
     gc.collect()
     gc.freeze()
     gc.disable()
-    arrived = _MODES[plan.mode](plan, swarm, feeder)
-    arrived.resident_start_bytes = resident_start_bytes
-    arrived.resident_end_bytes = resident_bytes(plan.watched_pids[0])
-    return arrived
+    return _MODES[plan.mode](plan, swarm, feeder)
 
 
 def main() -> None:

@@ -27,6 +27,10 @@ class Samples:
         """Takes one sample; a negative one counts as 0."""
         self._microseconds.append(max(0, min(microseconds, 0xFFFF_FFFF)))
 
+    def extend(self, other: Samples) -> None:
+        """Takes all samples of another."""
+        self._microseconds.extend(other._microseconds)
+
     def percentiles_ms(self, ranks: Iterable[float] = RANKS) -> dict[str, float]:
         """By nearest rank over all samples; `{"p99": 1.234}`. Empty without samples."""
         ordered = sorted(self._microseconds)

@@ -114,6 +114,13 @@ class BadReaders:
         )
         self._read_at = time.monotonic()
 
+    def __enter__(self) -> BadReaders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._never.socket.close()
+        self._slow.socket.close()
+
     def step(self) -> None:
         """Reads a byte if it is time."""
         now = time.monotonic()

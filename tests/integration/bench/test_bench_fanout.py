@@ -23,11 +23,11 @@ NAMES = {
     "fanout.tls_deliveries_per_second",
     "fanout.tls_p99_ms_at_half",
     "fanout.p99_ms_beside_stalled_readers",
-    "fanout.memory_growth_mib_with_stalled_readers",
+    "fanout.memory_growth_mib_beside_stalled_readers",
     "fanout.idle_bytes_per_subscriber",
     "fanout.idle_reach_ms",
 }
-MEMORY = {"fanout.memory_growth_mib_with_stalled_readers", "fanout.idle_bytes_per_subscriber"}
+MEMORY = {"fanout.memory_growth_mib_beside_stalled_readers", "fanout.idle_bytes_per_subscriber"}
 WITH_YARDSTICK = {
     "fanout.deliveries_per_second",
     "fanout.deliveries_per_cpu_second",
