@@ -46,7 +46,7 @@ class Entitlement:
     cancelled: bool = False
     reason: str = ""
     full_sync_due: int = 0
-    """Number of the full sync that was asked for and not done when the ledger was asked; announcements say 0."""
+    """Number of a full sync that was asked for and, when that was heard, not done; announcements of others say 0."""
 
     def is_newer_than(self, other: Entitlement) -> bool:
         """Whether this state of the user's subscription to the master came after `other`, or is the same."""
@@ -117,6 +117,7 @@ class Entitlements:
         self._under_way: dict[bytes, asyncio.Task[Identity]] = {}
         self._calls = asyncio.Semaphore(limits.calls_max)
         self._recent: OrderedDict[str, dict[int, Entitlement]] = OrderedDict()
+        self._recent_full_syncs: OrderedDict[str, dict[int, tuple[str, int]]] = OrderedDict()
         self._recent_licenses: OrderedDict[str, tuple[bool, int]] = OrderedDict()
 
     async def authenticate(self, token: str, *, fresh: bool = False) -> Identity:
@@ -149,6 +150,13 @@ class Entitlements:
         recent[entitlement.master_id] = entitlement
         _bound(self._recent, self._limits.recent_max)
         return True
+
+    def note_full_sync(self, asked: FullSyncAsked) -> None:
+        """Takes note of an announced full sync: one who opens a stream soon may have been looked up before."""
+        recent = self._recent_full_syncs.setdefault(asked.user_id, {})
+        self._recent_full_syncs.move_to_end(asked.user_id)
+        recent[asked.master_id] = (asked.subscription_id, asked.number)
+        _bound(self._recent_full_syncs, self._limits.recent_max)
 
     def note_license(self, license_id: str, revoked: bool, expires_at_us: int) -> None:
         """Takes note of an announced change."""
@@ -188,7 +196,11 @@ class Entitlements:
         for master_id, recent in self._recent.get(identity.user_id, {}).items():
             known = merged.get(master_id)
             if known is None or not known.is_newer_than(recent):
-                merged[master_id] = recent
+                merged[master_id] = _with_due_of(recent, known)
+        for master_id, (subscription_id, number) in self._recent_full_syncs.get(identity.user_id, {}).items():
+            known = merged.get(master_id)
+            if known is not None and known.subscription_id == subscription_id:
+                merged[master_id] = replace(known, full_sync_due=max(known.full_sync_due, number))
         return {master_id: one for master_id, one in merged.items() if not one.cancelled}
 
     async def _look_up(self, key: bytes, token: str) -> Identity:
@@ -295,12 +307,7 @@ class LedgerEvents:
         elif kind == "license_changed":
             self._license(event.license_changed)
         elif kind == "full_sync_requested":
-            asked = event.full_sync_requested
-            self._changes.full_sync(
-                FullSyncAsked(
-                    asked.user_id, asked.subscription_id, asked.master_id, asked.full_sync, asked.reason
-                )
-            )
+            self._full_sync(event.full_sync_requested)
 
     def _subscription(self, changed: events_pb2.SubscriptionChanged) -> None:
         entitlement = Entitlement(
@@ -314,6 +321,17 @@ class LedgerEvents:
         if self._entitlements.note_subscription(changed.user_id, entitlement):
             self._changes.subscription(changed.user_id, entitlement)
 
+    def _full_sync(self, requested: events_pb2.FullSyncRequested) -> None:
+        asked = FullSyncAsked(
+            requested.user_id,
+            requested.subscription_id,
+            requested.master_id,
+            requested.full_sync,
+            requested.reason,
+        )
+        self._entitlements.note_full_sync(asked)
+        self._changes.full_sync(asked)
+
     def _license(self, changed: events_pb2.LicenseChanged) -> None:
         expires_at_us = changed.expires_at.ToMicroseconds()
         self._entitlements.note_license(changed.license_id, changed.revoked, expires_at_us)
@@ -326,6 +344,13 @@ def pause_of(scope: int) -> Pause:
         return Pause(scope)
     except ValueError:
         return Pause.ALL
+
+
+def _with_due_of(announced: Entitlement, known: Entitlement | None) -> Entitlement:
+    """An announcement of another change says nothing of a full sync that is due."""
+    if known is None or known.subscription_id != announced.subscription_id:
+        return announced
+    return replace(announced, full_sync_due=known.full_sync_due)
 
 
 def _bound(kept: OrderedDict[Any, Any], size_max: int) -> None:

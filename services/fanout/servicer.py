@@ -108,22 +108,25 @@ class FanoutServicer:
         self._hub.add(delivery)
         self._live.opened(delivery, token)
         try:
-            await self._settle(delivery, token, identity)
+            now = await self._settle(delivery, token, identity)
             for cursor, begin in opened.begun:
                 if begin is Begin.SNAPSHOT:
                     self._snapshots.begin(delivery, cursor)
-                self._standing.learn(delivery, cursor, begin)
+                entitlement = now.entitlements.get(cursor.master_id)
+                if begin is Begin.AFTER or (entitlement is not None and entitlement.full_sync_due):
+                    self._standing.learn(delivery, cursor, begin)
             await writer.run(delivery)
         finally:
             self._tasks.closed(delivery)
             self._live.closed(delivery)
             self._hub.remove(delivery)
 
-    async def _settle(self, delivery: Delivery, token: str, identity: Identity) -> None:
+    async def _settle(self, delivery: Delivery, token: str, identity: Identity) -> Identity:
         """What was announced between looking the token up and listening for the stream counts too."""
         now = await self._entitlements.authenticate(token)
         if now.entitlements != identity.entitlements or now.expires_at_us != identity.expires_at_us:
             self._live.reconcile(delivery, now)
+        return now
 
     async def acknowledge(
         self, request: pb.AcknowledgeRequest, context: rpc.Context
