@@ -91,7 +91,7 @@ class FullSyncs:
                 )
                 await asyncio.sleep(backoff.next_delay())
                 continue
-            if cursor.pause is Pause.NONE:
+            if cursor.pause is Pause.NONE and delivery.stream.ended is None:
                 delivery.stream.begin_with(cursor, snapshot, self._clock.now_us())
                 delivery.pump()
             return
