@@ -19,11 +19,11 @@ from tests.integration.log.log_world import LogWorld, check_everything, log_worl
 
 @asynccontextmanager
 async def at_work(
-    database_url: str, cluster: RedisCluster
+    database_url: str, cluster: RedisCluster, **overrides: object
 ) -> AsyncIterator[tuple[LogWorld, Subscriber, list[SteadyMaster]]]:
     """A master in each shard that sends without end, and somebody who follows them all; checked at the end."""
     async with AsyncExitStack() as stack:
-        world = await stack.enter_async_context(log_world(database_url, cluster.url))
+        world = await stack.enter_async_context(log_world(database_url, cluster.url, **overrides))
         subscriber = await stack.enter_async_context(world.subscribe())
         async with AsyncExitStack() as sending:
             masters = [
@@ -109,6 +109,22 @@ async def test_a_replica_takes_over_a_shard(fresh_database: str) -> None:
         async with asyncio.timeout(60):
             while await cluster.owner_of(stream.log_name(0)) is owner:  # noqa: ASYNC110  (it sets no event)
                 await asyncio.sleep(0.05)
+        await acknowledge(masters, 50)
+        assert [master.epochs_seen for master in masters] == [[1], [1], [1]]
+
+
+async def test_what_was_acknowledged_as_replicated_outlives_a_node(fresh_database: str) -> None:
+    """Nobody brings the node back: one of its replicas takes over, the other confirms."""
+    replicated = {"durability": "REPLICATED", "durability_timeout_seconds": 0.5}
+    async with (
+        redis_cluster(replicas=2) as cluster,
+        at_work(fresh_database, cluster, **replicated) as (_, _, masters),
+    ):
+        await acknowledge(masters, 50)
+        owner = await cluster.owner_of(stream.log_name(0))
+        owner.kill()
+        await owner.wait()
+        await until(lambda: pb.REJECT_CODE_UNAVAILABLE in masters[0].rejects)
         await acknowledge(masters, 50)
         assert [master.epochs_seen for master in masters] == [[1], [1], [1]]
 
