@@ -108,8 +108,10 @@ def print_table(console: Console, machine: dict[str, Any], results: Sequence[Res
             f"{result.runs}{disturbed}",
             f"{result.spread:.0%}",
         )
-    # Into a file or a pipe Rich would squeeze it into 80 columns.
-    console.print(table, width=max(console.width, _TABLE_COLUMNS), soft_wrap=True)
+    if not console.is_terminal:
+        # Into a file or a pipe Rich would squeeze it into 80 columns.
+        console.width = max(console.width, _TABLE_COLUMNS)
+    console.print(table)
 
 
 def _shown(value: float | None) -> str:
