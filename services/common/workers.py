@@ -183,15 +183,15 @@ class Crew:
         Raises:
             WorkersFailedError: one had to be killed, or failed.
         """
-        unready = {worker.number for worker in self.workers if not worker.ready.is_set()}
+        begun = {worker.number for worker in self.workers if worker.admin_port is not None}
         running = [worker for worker in self.workers if worker.is_running]
         for worker in running:
             worker.send_signal(signal.SIGTERM)
         await self._until_ended(self._settings.drain_grace_seconds + _END_MARGIN_SECONDS)
         for worker in running:
             code = worker.popen.returncode if worker.popen is not None else 0
-            # One that had not come far yet knows no signals.
-            if code and not (code == -signal.SIGTERM and worker.number in unready):
+            # One that did not serve yet has nobody to drain, and may know no signals.
+            if code and worker.number in begun:
                 raise WorkersFailedError(f"worker {worker.number} ended with {code}")
 
     async def end_at_once(self) -> None:
