@@ -196,7 +196,7 @@ async def _measure_stalled(bench: Bench, report: FanoutReport, pairs: int) -> No
             "fanout.memory_growth_mib_beside_stalled_readers",
             "MiB",
             [arrived.grown_bytes / _MIB],
-            [arrived.undisturbed_grown_bytes / _MIB],
+            details={"all_read_mib": round(arrived.undisturbed_grown_bytes / _MIB, 3)},
         ),
     ]
 
