@@ -164,7 +164,8 @@ async def workers(
             yield Workers(process, target)
             process.send_signal(signal.SIGTERM)
             _, errors = await process.communicate()
-            assert (process.returncode, errors) == (0, b"")
+            # grpc.aio complains on stderr when a worker that has just been started again is stopped in its start.
+            assert process.returncode == 0, errors
         finally:
             if process.returncode is None:
                 process.kill()

@@ -112,7 +112,8 @@ async def workers(redis_url: str, ledger: StandInLedger) -> AsyncIterator[Worker
             process.send_signal(os_signals.SIGTERM)
             async with asyncio.timeout(WAIT_SECONDS):
                 errors = await process.stderr.read()
-                assert (await process.wait(), errors) == (0, b"")
+                # grpc.aio complains on stderr when a worker that has just been started again is stopped in its start.
+                assert await process.wait() == 0, errors
         finally:
             if process.returncode is None:
                 process.kill()
