@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ecp_client.account import HoldingState
+from ecp_client.books import Book
 from ecp_client.copying import (
     Action,
     Copier,
@@ -16,7 +17,7 @@ from ecp_client.copying import (
 from ecp_client.copying.positions import tightens
 from execution.common.v1 import signal_pb2 as pb
 from tests.unit.clients.copied import CLOSE, NOW_US, OPEN, copier, outcome, place, take
-from tests.unit.clients.made import lots, price, signal
+from tests.unit.clients.made import lots, price, sequenced, signal
 
 
 class TestOpening:
@@ -195,6 +196,27 @@ class TestNetting:
         assert take(client, signal(OPEN, 7), NOW_US * 9).reason is Reason.LATENCY
         total = signal(OPEN, 7, volume_lots_e8=lots("0.3"), occurred_at_us=NOW_US * 9)
         assert outcome(take(client, total, NOW_US * 9)) == (Action.COPY, Reason.NONE, lots("0.3"))
+
+    @pytest.mark.parametrize(
+        ("degraded", "stop", "moves"),
+        [(False, 5, True), (False, 20, True), (True, 5, False), (True, 20, True)],
+    )
+    def test_a_refused_enlargement_follows_the_stops(self, degraded: bool, stop: int, moves: bool) -> None:
+        """While signals are missing only where the stop tightens."""
+        client = Copier(CopySettings(), protection=lambda _one, _decision: Reason.NONE)
+        take(client, signal(OPEN, 7, stop_loss_e8=10))
+        refusing = Copier(
+            CopySettings(), Book(), client.account, protection=lambda _one, _decision: Reason.SPREAD
+        )
+        larger = signal(OPEN, 7, volume_lots_e8=lots("0.3"), stop_loss_e8=stop)
+        decision = take(refusing, larger, degraded=degraded)
+        reason = Reason.DEGRADED if degraded else Reason.SPREAD
+        assert outcome(decision) == (Action.RESIZE if moves else Action.SKIP, reason, lots("0.10"))
+        assert refusing.account.holdings[7].stop_loss_e8 == (stop if moves else 10)
+        again = copier()
+        take(again, signal(OPEN, 7, stop_loss_e8=10))
+        again.replay(sequenced(larger), decision.action, decision.reason)
+        assert again.account == refusing.account
 
     def test_a_refused_enlargement_keeps_what_is_held(self) -> None:
         client = copier(max_signal_age_ms=1)

@@ -66,10 +66,7 @@ def _restate(
     if decision.volume_lots_e8:
         reason = copier.refusal(sequenced, decision, now_us, degraded=degraded)
     if reason and not turned:
-        held.short = True
-        decision.action, decision.reason = Action.SKIP, reason
-        decision.volume_lots_e8 = held.volume_lots_e8
-        return decision
+        return _stay_short(held, decision, reason, degraded)
     if turned and (reason or not decision.volume_lots_e8):
         # The master left the old side: so does the account, whatever it thinks of the new one.
         decision.action, decision.reason, decision.volume_lots_e8 = Action.RESIZE, reason, 0
@@ -77,6 +74,20 @@ def _restate(
         return decision
     held.side, held.short = decision.side, False
     return _settle(held, decision)
+
+
+def _stay_short(held: Holding, decision: Decision, reason: Reason, degraded: bool) -> Decision:
+    """An enlargement was refused: what is held stays, with the stops that the master restated along with it."""
+    held.short = True
+    stops = (decision.stop_loss_e8, decision.take_profit_e8)
+    moves = stops != (held.stop_loss_e8, held.take_profit_e8)
+    if moves and (not degraded or tightens(held.side, held.stop_loss_e8, decision.stop_loss_e8)):
+        held.stop_loss_e8, held.take_profit_e8 = stops
+        decision.action = Action.RESIZE
+    else:
+        decision.action = Action.SKIP
+    decision.reason, decision.volume_lots_e8 = reason, held.volume_lots_e8
+    return decision
 
 
 def _settle(held: Holding, decision: Decision) -> Decision:

@@ -76,7 +76,8 @@ class Outcomes:
         """Queues the report of a decision, if one is due."""
         if sequenced.signal.kind not in OPENS_RISK or self._report is Report.NONE:
             return
-        executed = decision.action is not Action.SKIP
+        # A refused enlargement that moves the stops is a refusal all the same.
+        executed = decision.action is not Action.SKIP and decision.reason not in _REASONS
         if executed and self._report is Report.MANUAL:
             return
         price_e8 = decision.price_e8 or sequenced.signal.price_e8
