@@ -10,13 +10,30 @@ import typer
 
 from mesh.clone import ROOT
 
+# More of them start more PostgreSQL and Redis servers than most machines bear.
+PROCESSES_MAX = 4
+
 
 def test(context: typer.Context) -> None:
-    """Run the tests; all arguments go to pytest (ecp test -k gap, ecp test tests/unit)."""
-    arguments = [_from_anywhere(argument) for argument in context.args]
+    """Run the tests; all arguments go to pytest (ecp test -k gap, ecp test tests/unit, ecp test -n 0 for one process)."""
+    arguments = [*_processes(context.args), *(_from_anywhere(argument) for argument in context.args)]
     os.chdir(ROOT)
     # exec: signals and the exit code are pytest's own.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *arguments])
+
+
+def _processes(arguments: list[str]) -> list[str]:
+    """One process for each core, each with servers of its own; a file's tests stay together.
+
+    One alone for servers that were given, because tests empty them, and where pytest is to talk to a person.
+    """
+    chosen = any(
+        argument.startswith(("-n", "--numprocesses", "--pdb", "-s", "--dist")) for argument in arguments
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if chosen or cores < 2 or os.environ.get("DATABASE_URL") or os.environ.get("REDIS_URL"):
+        return []
+    return ["-n", str(min(cores, PROCESSES_MAX)), "--dist", "loadfile"]
 
 
 def _from_anywhere(argument: str) -> str:
