@@ -15,7 +15,7 @@ PROCESSES_MAX = 4
 
 
 def test(context: typer.Context) -> None:
-    """Run the tests; all arguments go to pytest (ecp test -k gap, ecp test tests/unit, ecp test -n 0 for one process)."""
+    """Run the tests; all arguments go to pytest (ecp test -k gap, ecp test tests/unit, ecp test -n 0: one process)."""
     arguments = [*_processes(context.args), *(_from_anywhere(argument) for argument in context.args)]
     os.chdir(ROOT)
     # exec: signals and the exit code are pytest's own.
