@@ -32,7 +32,7 @@ FAR = {"lag_signals_max": 10**9, "lag_bytes_max": 10**12, "lag_seconds_max": 10*
 LIMITS = {
     "signals": {"lag_signals_max": 3_000},
     "bytes": {"lag_bytes_max": 300_000},
-    "seconds": {"lag_seconds_max": 0.6},
+    "seconds": {"lag_seconds_max": 2.0},
 }
 
 
