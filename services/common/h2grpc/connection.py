@@ -129,7 +129,10 @@ class Connection(asyncio.Protocol):
         self.h2.settle()
         try:
             self._guard.receive_data(data, now, self.h2.sent_frames)
-            self._handle_all(self.h2.receive_data(data))
+            events = self.h2.receive_data(data)
+            # A larger window may be used only behind the acknowledgement of the settings that made it so.
+            self.flush_h2()
+            self._handle_all(events)
         except AbuseError as error:
             self._end_for_abuse(error)
         except ProtocolError as error:

@@ -183,6 +183,20 @@ async def test_a_window_that_is_taken_back_is_heeded(edge: Edge) -> None:
         assert sequences((await peer.answer(1)).messages) == list(range(1, 101))
 
 
+async def test_a_window_that_settings_make_larger_is_used_behind_their_acknowledgement(edge: Edge) -> None:
+    """A peer holds what it has not seen acknowledged against the window before: gRPC ends the stream."""
+    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 1_000}) as peer:
+        await peer.send(peer.request(1, 100))
+        while not (answer := peer.answers.get(1)) or len(answer.data) < 1_000:
+            await peer.until(DataFrame)
+        seen = len(peer.received)
+        await peer.send(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 60_000}))
+        assert sequences((await peer.answer(1)).messages) == list(range(1, 101))
+        first = peer.received[seen]
+        assert isinstance(first, SettingsFrame), first
+        assert "ACK" in first.flags
+
+
 async def test_streams_that_wait_for_the_connections_window_all_go_on_when_it_opens(edge: Edge) -> None:
     async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 2**30}) as peer:
         await peer.send(*(peer.request(stream_id, 700) for stream_id in (1, 3, 5)))
