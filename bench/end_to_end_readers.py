@@ -267,6 +267,7 @@ def main() -> int:
         # Whoever looks at this process's CPU time still finds it.
         time.sleep(_LINGER_SECONDS)
     except Exception as error:
+        # Whatever it was, the benchmark that waits for this process is to hear why it ends.
         print(json.dumps({"error": f"the readers failed: {type(error).__name__}: {error}"}), flush=True)
         return 1
     print(json.dumps(asdict(received)), flush=True)

@@ -59,6 +59,7 @@ def main() -> int:
     try:
         received = uvloop.run(read(reading_of(sys.argv[1])))
     except Exception as error:
+        # Whatever it was, the benchmark that waits for this process is to hear why it ends.
         print(json.dumps({"error": f"the readers failed: {type(error).__name__}: {error}"}), flush=True)
         return 1
     print(json.dumps(asdict(received)), flush=True)
