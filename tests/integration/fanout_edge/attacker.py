@@ -201,6 +201,23 @@ async def attacking(
             await writer.wait_closed()
 
 
+def body(messages: int | str = 1) -> bytes:
+    """The DATA of a request for so many messages."""
+    return prefixed(pb.SubscribeRequest(client=str(messages)).SerializeToString())
+
+
+def opening(peer: Attacker, stream_id: int, **more: str) -> Frame:
+    """The HEADERS of a Subscribe request; DATA follow."""
+    named = {name.replace("_", "-"): value for name, value in more.items()}
+    block = peer.encoder.encode(headers(**named))
+    return HeadersFrame(stream_id, data=block, flags=["END_HEADERS"])
+
+
+def sequences(messages: list[pb.SubscribeResponse]) -> list[int]:
+    """The number of each message's first signal."""
+    return [message.signals.signals[0].sequence for message in messages]
+
+
 def repeated(frame: Frame, count: int) -> Iterable[bytes]:
     """The same frame many times, in pieces."""
     piece = frame.serialize() * 100

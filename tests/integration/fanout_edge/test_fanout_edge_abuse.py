@@ -27,22 +27,11 @@ from services.common.h2grpc import Http2Settings
 from tests.integration.fanout_edge.attacker import Attacker, attacking, headers, repeated
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
 
-OTHERS_MESSAGES = 300
-
 
 @pytest.fixture
 async def edge() -> AsyncIterator[Edge]:
     async with counting_edge() as edge:
         yield edge
-
-
-@pytest.fixture
-async def others(edge: Edge) -> AsyncIterator[None]:
-    """Streams of somebody else, open before the attack; they must read everything."""
-    async with edge.channel() as channel:
-        reading = [asyncio.create_task(count(channel, OTHERS_MESSAGES, slowly=True)) for _ in range(3)]
-        yield
-        assert await asyncio.gather(*reading) == [OTHERS_MESSAGES] * 3
 
 
 def abuse(limit: str) -> float:
@@ -132,40 +121,6 @@ async def test_metadata_a_little_too_large_costs_the_call_and_not_the_connection
             await channel.unary_unary("/a.B/C")(b"", metadata=(("key", "x" * 20_000),))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await count(channel, 3) == 3
-
-
-@pytest.mark.parametrize(
-    ("frames", "code"),
-    [
-        ([b"\0\x40\x01\0\0\0\0\0\1"], ErrorCodes.FRAME_SIZE_ERROR),
-        ([DataFrame(99, data=b"x" * 100)], ErrorCodes.PROTOCOL_ERROR),
-        ([PingFrame(0, opaque_data=b"12345678").serialize()[:-1].replace(b"\x08\x06", b"\x07\x06")], None),
-        ([HeadersFrame(2, data=b"\x82", flags=["END_HEADERS"])], ErrorCodes.PROTOCOL_ERROR),
-        ([HeadersFrame(1, data=b"\xff\xff\xff\xff\xff", flags=["END_HEADERS"])], None),
-        ([ContinuationFrame(1, data=b"x")], ErrorCodes.PROTOCOL_ERROR),
-        ([WindowUpdateFrame(0, window_increment=2**31 - 1)] * 2, ErrorCodes.FLOW_CONTROL_ERROR),
-        ([b"\0\0\x04\x08\0\0\0\0\0\0\0\0\0"], ErrorCodes.PROTOCOL_ERROR),
-    ],
-    ids=[
-        "frame size",
-        "idle stream",
-        "short ping",
-        "even stream",
-        "hpack",
-        "continuation",
-        "window",
-        "increment 0",
-    ],
-)
-@pytest.mark.usefixtures("others")
-async def test_what_the_protocol_forbids_is_answered_by_goaway(
-    edge: Edge, frames: list[Frame | bytes], code: ErrorCodes | None
-) -> None:
-    async with attacking(edge.port) as attacker:
-        await attacker.send(*frames)
-        goaway = await attacker.goaway()
-    assert goaway.error_code != ErrorCodes.NO_ERROR
-    assert code is None or goaway.error_code == code
 
 
 async def test_a_stream_whose_window_overflows_is_reset_and_the_connection_goes_on(edge: Edge) -> None:

@@ -27,7 +27,6 @@ from prometheus_client import REGISTRY
 from tests.integration.fanout_edge.attacker import attacking, headers, repeated
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
 
-OTHERS_MESSAGES = 300
 ENDLESS = 1_000_000
 RESOURCE_EXHAUSTED = "8"
 
@@ -51,15 +50,6 @@ class RawFrame(Frame):
 async def edge() -> AsyncIterator[Edge]:
     async with counting_edge(http2_stall_seconds_max=0.4, http2_request_bytes_max=200_000) as edge:
         yield edge
-
-
-@pytest.fixture
-async def others(edge: Edge) -> AsyncIterator[None]:
-    """Streams of somebody else, open before the attack; they must read everything."""
-    async with edge.channel() as channel:
-        reading = [asyncio.create_task(count(channel, OTHERS_MESSAGES, slowly=True)) for _ in range(3)]
-        yield
-        assert await asyncio.gather(*reading) == [OTHERS_MESSAGES] * 3
 
 
 def sample(name: str, **labels: str) -> float:
@@ -158,6 +148,14 @@ async def test_headers_without_end_are_answered_by_goaway_before_much_of_them_is
         ([with_headers([*headers(), ("connection", "close")])], ErrorCodes.PROTOCOL_ERROR),
         ([with_headers([*headers(), (":path", "/another")])], ErrorCodes.PROTOCOL_ERROR),
         ([with_headers(headers()[1:])], ErrorCodes.PROTOCOL_ERROR),
+        ([b"\0\x40\x01\0\0\0\0\0\1"], ErrorCodes.FRAME_SIZE_ERROR),
+        ([DataFrame(99, data=b"x" * 100)], ErrorCodes.PROTOCOL_ERROR),
+        ([PingFrame(0, opaque_data=b"12345678").serialize()[:-1].replace(b"\x08\x06", b"\x07\x06")], None),
+        ([HeadersFrame(2, data=b"\x82", flags=["END_HEADERS"])], ErrorCodes.PROTOCOL_ERROR),
+        ([HeadersFrame(1, data=b"\xff\xff\xff\xff\xff", flags=["END_HEADERS"])], None),
+        ([ContinuationFrame(1, data=b"x")], ErrorCodes.PROTOCOL_ERROR),
+        ([WindowUpdateFrame(0, window_increment=2**31 - 1)] * 2, ErrorCodes.FLOW_CONTROL_ERROR),
+        ([b"\0\0\x04\x08\0\0\0\0\0\0\0\0\0"], ErrorCodes.PROTOCOL_ERROR),
     ],
     ids=[
         "ping within headers",
@@ -175,6 +173,14 @@ async def test_headers_without_end_are_answered_by_goaway_before_much_of_them_is
         "header of a connection",
         "two paths",
         "no method",
+        "frame size",
+        "idle stream",
+        "short ping",
+        "even stream",
+        "hpack",
+        "continuation",
+        "window",
+        "increment 0",
     ],
 )
 @pytest.mark.usefixtures("others")

@@ -13,7 +13,6 @@ from hpack import Decoder
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
-    Frame,
     GoAwayFrame,
     HeadersFrame,
     PingFrame,
@@ -25,9 +24,15 @@ from hyperframe.frame import (
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from execution.fanout.v1 import fanout_service_pb2_grpc
 from services.common.h2grpc.messages import prefixed
-from tests.integration.fanout_edge.attacker import Attacker, attacking, headers
+from tests.integration.fanout_edge.attacker import (
+    Attacker,
+    attacking,
+    body,
+    headers,
+    opening,
+    sequences,
+)
 from tests.integration.fanout_edge.counting_service import (
-    LARGE_EVERY,
     LICENSE,
     SERVICE_TOKEN,
     UNTIL_DRAINED,
@@ -57,20 +62,6 @@ async def edge() -> AsyncIterator[Edge]:
 async def peer(edge: Edge) -> AsyncIterator[Attacker]:
     async with attacking(edge.port) as peer:
         yield peer
-
-
-def body(messages: int | str = 1) -> bytes:
-    return prefixed(pb.SubscribeRequest(client=str(messages)).SerializeToString())
-
-
-def opening(peer: Attacker, stream_id: int, **more: str) -> Frame:
-    named = {name.replace("_", "-"): value for name, value in more.items()}
-    block = peer.encoder.encode(headers(**named))
-    return HeadersFrame(stream_id, data=block, flags=["END_HEADERS"])
-
-
-def sequences(messages: list[pb.SubscribeResponse]) -> list[int]:
-    return [message.signals.signals[0].sequence for message in messages]
 
 
 async def until_running(edge: Edge, count: int) -> None:
@@ -128,92 +119,6 @@ async def test_header_tables_stay_the_same_on_both_sides_when_entries_are_evicte
             metadata = (*LICENSE, (f"key-{number % 7}", f"{number}" * 700), ("known", "always"))
             stream = stub.Subscribe(pb.SubscribeRequest(client="1"), metadata=metadata)
             assert [response.signals.signals[0].sequence async for response in stream] == [1]
-
-
-# DATA and windows
-
-
-async def test_a_request_may_come_byte_by_byte(peer: Attacker) -> None:
-    await peer.send(opening(peer, 1))
-    for byte in body(2):
-        await peer.send(DataFrame(1, data=bytes([byte])))
-    await peer.send(DataFrame(1, flags=["END_STREAM"]))
-    assert (await peer.answer(1)).status == OK
-
-
-async def test_padding_is_given_back_to_the_windows(peer: Attacker) -> None:
-    for stream_id in (1, 3, 5):
-        padded = DataFrame(stream_id, data=b"", flags=["PADDED"], pad_length=255)
-        await peer.send(opening(peer, stream_id), *[padded] * 150)
-        await peer.send(DataFrame(stream_id, data=body(1), flags=["END_STREAM"]))
-        assert (await peer.answer(stream_id)).status == OK
-    # More than the connection's first window came in all.
-    assert 3 * 150 * 256 > 65_535
-
-
-async def test_a_window_that_opens_a_few_bytes_at_a_time_lets_everything_through_in_order(edge: Edge) -> None:
-    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as peer:
-        await peer.send(peer.request(1, 20))
-        await peer.until(HeadersFrame)
-        opened = 0
-        while 1 not in peer.ended:
-            opened += 7
-            await peer.send(WindowUpdateFrame(1, window_increment=7), PingFrame(0, opaque_data=b"12345678"))
-            # Its answer comes behind all that the server had to say to the window.
-            await peer.until(PingFrame)
-            assert len(peer.answers[1].data) <= opened
-        answer = await peer.answer(1)
-    assert (answer.status, sequences(answer.messages)) == (OK, list(range(1, 21)))
-
-
-async def test_a_window_that_is_taken_back_is_heeded(edge: Edge) -> None:
-    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 1_000}) as peer:
-        await peer.send(peer.request(1, 100))
-        assert await peer.data(900) <= 1_000
-        await peer.send(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}))
-        # A ping's answer comes behind all that the server had to say before.
-        await peer.send(PingFrame(0, opaque_data=b"12345678"))
-        await peer.until(PingFrame)
-        held = len(peer.answers[1].data)
-        # The window is below nothing by what was sent: this only pays the debt.
-        await peer.send(WindowUpdateFrame(1, window_increment=held), PingFrame(0, opaque_data=b"12345678"))
-        await peer.until(PingFrame)
-        assert len(peer.answers[1].data) == held
-        await peer.send(WindowUpdateFrame(1, window_increment=100_000))
-        assert sequences((await peer.answer(1)).messages) == list(range(1, 101))
-
-
-async def test_a_window_that_settings_make_larger_is_used_behind_their_acknowledgement(edge: Edge) -> None:
-    """A peer holds what it has not seen acknowledged against the window before: gRPC ends the stream."""
-    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 1_000}) as peer:
-        await peer.send(peer.request(1, 100))
-        while not (answer := peer.answers.get(1)) or len(answer.data) < 1_000:
-            await peer.until(DataFrame)
-        seen = len(peer.received)
-        await peer.send(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 60_000}))
-        assert sequences((await peer.answer(1)).messages) == list(range(1, 101))
-        first = peer.received[seen]
-        assert isinstance(first, SettingsFrame), first
-        assert "ACK" in first.flags
-
-
-async def test_streams_that_wait_for_the_connections_window_all_go_on_when_it_opens(edge: Edge) -> None:
-    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 2**30}) as peer:
-        await peer.send(*(peer.request(stream_id, 700) for stream_id in (1, 3, 5)))
-        assert await peer.data(65_535) == 65_535
-        await peer.send(WindowUpdateFrame(0, window_increment=2**30))
-        for stream_id in (1, 3, 5):
-            answer = await peer.answer(stream_id)
-            assert (answer.status, sequences(answer.messages)) == (OK, list(range(1, 701)))
-
-
-async def test_no_frame_is_larger_than_the_peer_takes(edge: Edge) -> None:
-    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 2**30}) as peer:
-        await peer.send(WindowUpdateFrame(0, window_increment=2**30), peer.request(1, LARGE_EVERY))
-        answer = await peer.answer(1)
-    lengths = [len(frame.data) for frame in peer.received if isinstance(frame, DataFrame)]
-    assert max(lengths) == 16_384
-    assert len(answer.messages[-1].SerializeToString()) > 16_384
 
 
 # PING, SETTINGS, GOAWAY, RST_STREAM
