@@ -185,6 +185,12 @@ async def superuser(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+async def stored(database_url: str, query: str) -> list[tuple]:
+    """All rows of a query, whoever may see them."""
+    async with superuser(database_url) as connection:
+        return [tuple(row) for row in await connection.fetch(query)]
+
+
 async def events_in(redis_url: str) -> list[events_pb2.LedgerEvent]:
     """Everything on the stream of events."""
     async with stream.connect(redis_url) as client:

@@ -88,3 +88,8 @@ def positions(records: Iterable[archive_service_pb2.ArchivedRecord]) -> list[tup
             places = (getattr(one, "from"), one.to, one.resume_after)
             short.append(("gap", *((place.epoch, place.sequence) for place in places)))
     return short
+
+
+def signals(first: int, last: int, epoch: int = 1) -> list[tuple]:
+    """What `positions` makes of so many signals."""
+    return [("signal", epoch, sequence) for sequence in range(first, last + 1)]
