@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
-
-from mesh.errors import ConfigurationError
 
 _TABLE_COLUMNS: Final = 130
 
@@ -69,24 +65,9 @@ def _rounded(value: float) -> float:
     return round(value) if abs(value) >= 1_000 else float(f"{value:.4g}")
 
 
-def check_writable(path: Path | None) -> None:
-    """Finds out before an hour of measuring that its result could not be kept.
-
-    Raises:
-        ConfigurationError: it cannot be written.
-    """
-    if path is None:
-        return
-    try:
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {path} ({error.strerror}): choose another file") from error
-
-
-def write_json(path: Path, machine: dict[str, Any], results: Sequence[Result]) -> None:
-    """Writes {"machine", "results"}."""
-    document = {"machine": machine, "results": [asdict(result) for result in results]}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+def as_json(machine: dict[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+    """{"machine", "results"}, for a file."""
+    return {"machine": machine, "results": [asdict(result) for result in results]}
 
 
 def print_table(console: Console, machine: dict[str, Any], results: Sequence[Result]) -> None:

@@ -5,10 +5,17 @@ To add one, write bench/NAME.py with what it does and one command here that call
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
+
+from mesh.commands.choices import Edge
+
+if TYPE_CHECKING:
+    from bench.result import Result
+    from mesh.outcome import Tell
 
 bench = typer.Typer(
     name="bench",
@@ -28,11 +35,6 @@ Attempts = Annotated[
 ]
 
 
-@bench.callback()
-def _group() -> None:
-    """Keeps `ecp bench NAME` a group even while it has one command."""
-
-
 @bench.command()
 def ingest(
     json_file: JsonFile = None,
@@ -43,24 +45,10 @@ def ingest(
     attempts: Attempts = 3,
 ) -> None:
     """Signed signals a second and latency of acknowledgements through one front door on one core."""
-    from rich.console import Console
-
     from bench.ingest import IngestOptions, measure
-    from bench.result import check_writable, print_table, write_json
-    from mesh.process import run_until_signalled
 
-    for path in (json_file, plot_file):
-        check_writable(path)
-    console = Console(stderr=True)
     options = IngestOptions(seconds, runs, connections, attempts, with_curve=plot_file is not None)
-    report = run_until_signalled(
-        measure(options, lambda line: console.print(line, highlight=False, soft_wrap=True))
-    )
-    print_table(Console(), report.machine, report.results)
-    if json_file:
-        write_json(json_file, report.machine, report.results)
-    if plot_file:
-        plot_file.write_text(report.chart(), encoding="utf-8")
+    _measured(lambda tell: measure(options, tell), json_file, plot_file)
 
 
 @bench.command()
@@ -78,35 +66,21 @@ def fanout(
     repeat_seconds: Annotated[
         float, typer.Option(min=0, help="Time in all for repeating runs that others on the machine disturb.")
     ] = 80,
-    edge: Annotated[str, typer.Option(help="What serves: h2 or aio.")] = "h2",
+    edge: Annotated[Edge, typer.Option(help="What serves.")] = Edge.H2,
 ) -> None:
     """Deliveries a second of one fan-out on one core, latency at half of that, TLS, stalled readers, idle streams."""
-    from rich.console import Console
-
     from bench.fanout import FanoutOptions, measure
-    from bench.result import check_writable, print_table, write_json
-    from mesh.process import run_until_signalled
 
-    for path in (json_file, plot_file):
-        check_writable(path)
-    console = Console(stderr=True)
     options = FanoutOptions(
         subscribers=subscribers,
         idle_subscribers=idle,
         seconds=seconds,
         runs=runs,
         repeat_seconds_max=repeat_seconds,
-        edge=edge,
+        edge=edge.value,
         with_curve=plot_file is not None,
     )
-    report = run_until_signalled(
-        measure(options, lambda line: console.print(line, highlight=False, soft_wrap=True))
-    )
-    print_table(Console(), report.machine, report.results)
-    if json_file:
-        write_json(json_file, report.machine, report.results)
-    if plot_file:
-        plot_file.write_text(report.chart(), encoding="utf-8")
+    _measured(lambda tell: measure(options, tell), json_file, plot_file)
 
 
 @bench.command("end-to-end")
@@ -127,15 +101,8 @@ def end_to_end(
     yardstick: Annotated[bool, typer.Option(help="Measure NATS JetStream beside it.")] = True,
 ) -> None:
     """Time from a master's send to its subscribers' receipt at 1,000 signals a second."""
-    from rich.console import Console
-
     from bench.end_to_end import EndToEndOptions, measure
-    from bench.result import check_writable, print_table, write_json
-    from mesh.process import run_until_signalled
 
-    for path in (json_file, plot_file):
-        check_writable(path)
-    console = Console(stderr=True)
     options = EndToEndOptions(
         subscribers=tuple(dict.fromkeys(subscribers or (1, 100))),
         seconds=seconds,
@@ -143,11 +110,34 @@ def end_to_end(
         repeats=repeats,
         with_yardstick=yardstick,
     )
-    report = run_until_signalled(
-        measure(options, lambda line: console.print(line, highlight=False, soft_wrap=True))
-    )
-    print_table(Console(), report.machine, report.results)
-    if json_file:
-        write_json(json_file, report.machine, report.results)
-    if plot_file:
-        plot_file.write_text(report.chart(), encoding="utf-8")
+    _measured(lambda tell: measure(options, tell), json_file, plot_file)
+
+
+class _Report(Protocol):
+    """What every benchmark ends with."""
+
+    machine: dict[str, Any]
+    results: list[Result]
+
+    def chart(self) -> str:
+        """As SVG."""
+        ...
+
+
+def _measured(
+    measure: Callable[[Tell], Coroutine[Any, Any, _Report]], json_file: Path | None, plot_file: Path | None
+) -> None:
+    """Measures, leaves the files that were asked for, and prints the table."""
+    from rich.console import Console
+
+    from bench.result import as_json, print_table
+    from mesh.outcome import check_writable, run_telling, write_json, write_text
+
+    check_writable(json_file, plot_file)
+    report = run_telling(measure)
+    try:
+        write_json(json_file, as_json(report.machine, report.results))
+        if plot_file:
+            write_text(plot_file, report.chart())
+    finally:
+        print_table(Console(), report.machine, report.results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,18 +34,14 @@ def demo(
 ) -> None:
     """Run the whole mesh on real EUR/USD prices, then compare all books; exit with 1 when anything differs."""
     from mesh.demo.scenario import DemoOptions
-    from mesh.errors import ConfigurationError
+    from mesh.outcome import check_writable, write_json
 
-    if json_file:
-        try:
-            json_file.open("a", encoding="utf-8").close()
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot write {json_file} ({error.strerror}): choose another file"
-            ) from error
+    check_writable(json_file)
     report = _play(DemoOptions(seconds, rate, subscribers, data.resolve() if data else None), view=view)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    try:
+        write_json(json_file, report.as_json())
+    finally:
+        report.print()
     if not report.is_sound:
         raise typer.Exit(1)
 
@@ -68,5 +63,4 @@ def _play(options: DemoOptions, *, view: bool) -> Report:
             )
     else:
         report = run_until_signalled(play(options, board, show=PlainReporter(Console(stderr=True)).show))
-    report.print(console)
     return report

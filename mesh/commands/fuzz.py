@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,21 +30,9 @@ def ingest(
     """Mutate frames against decoder, sessions and sockets of the front door; exit with 1 at the first thing wrong."""
     import os
 
-    from rich.console import Console
-
     from bench.fuzz.ingest import FuzzOptions, fuzz
-    from bench.result import check_writable
-    from mesh.process import run_until_signalled
+    from mesh.outcome import check_writable, finish, run_telling
 
     check_writable(json_file)
-    progress = Console(stderr=True)
     options = FuzzOptions(frames, seconds, live, seed)
-    report = run_until_signalled(
-        fuzz(options, os.getpid(), lambda line: progress.print(line, highlight=False, soft_wrap=True))
-    )
-    for line in report.summary():
-        print(line)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-    if not report.is_sound:
-        raise typer.Exit(1)
+    finish(run_telling(lambda tell: fuzz(options, os.getpid(), tell)), json_file)

@@ -55,7 +55,7 @@ def _print(found: Status) -> None:
         for user_id, score in found.risk.at_risk.items():
             console.print(f"  {user_id}  trust {score:.1f}")
     for problem in found.problems:
-        console.print(f"[red]{problem}[/red]")
+        console.print(problem, style="red", markup=False, highlight=False)
 
 
 def _or_dash(value: int | None) -> str:

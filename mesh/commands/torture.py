@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mesh.commands.choices import Edge
 
 if TYPE_CHECKING:
     from bench.torture.schedule_plan import Schedule
@@ -25,18 +27,6 @@ class Durability(StrEnum):
 
     APPENDED = "APPENDED"
     FSYNCED = "FSYNCED"
-
-
-class Edge(StrEnum):
-    """What carries the streams."""
-
-    AIO = "aio"
-    H2 = "h2"
-
-
-@torture.callback()
-def _group() -> None:
-    """Keeps `ecp torture NAME` a group even while it has one command."""
 
 
 @torture.command()
@@ -56,19 +46,12 @@ def ingest(
     ] = None,
 ) -> None:
     """Kill front door and Redis under load; exit with 1 when an acknowledged signal is lost unseen or out of order."""
-    from rich.console import Console
-
-    from bench.result import check_writable
     from bench.torture.ingest import TortureOptions, torture
-    from mesh.process import run_until_signalled
+    from mesh.outcome import check_writable, finish, run_telling
 
     check_writable(json_file)
-    progress = Console(stderr=True)
     options = TortureOptions(kills, redis_kills, masters, rate, durability.value, seed)
-    report = run_until_signalled(
-        torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
-    )
-    _finish(report, json_file)
+    finish(run_telling(lambda tell: torture(options, tell)), json_file)
 
 
 @torture.command()
@@ -89,21 +72,14 @@ def clients(
     ] = None,
 ) -> None:
     """Let stock gRPC clients read a busy stream, also over TLS; exit with 1 when one does not read all of it."""
-    from rich.console import Console
-
-    from bench.result import check_writable
     from bench.torture.clients import ClientsOptions, torture
-    from mesh.process import run_until_signalled
+    from mesh.outcome import check_writable, finish, run_telling
 
     check_writable(json_file)
-    progress = Console(stderr=True)
     options = ClientsOptions(seconds, rate, groups)
     if client:
         options = replace(options, clients=tuple(client))
-    report = run_until_signalled(
-        torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
-    )
-    _finish(report, json_file)
+    finish(run_telling(lambda tell: torture(options, tell)), json_file)
 
 
 @torture.command()
@@ -129,48 +105,14 @@ def fanout(
     ] = None,
 ) -> None:
     """Restart the fan-out's processes under load; exit with 1 when a subscriber misses a signal or gets one twice."""
-    from rich.console import Console
-
-    from bench.result import check_writable
     from bench.torture.fanout import FanoutTortureOptions, torture
-    from mesh.process import run_until_signalled
+    from mesh.outcome import check_writable, finish, run_telling
 
     check_writable(json_file)
-    progress = Console(stderr=True)
     options = FanoutTortureOptions(
         processes, workers, subscribers, rate, rounds, kills, edge.value, drain_spread, seed
     )
-    report = run_until_signalled(
-        torture(options, lambda line: progress.print(line, highlight=False, soft_wrap=True))
-    )
-    _finish(report, json_file)
-
-
-class _Report(Protocol):
-    """What every torture ends with."""
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether every promise was kept."""
-        ...
-
-    def as_json(self) -> dict[str, Any]:
-        """For a file."""
-        ...
-
-    def summary(self) -> list[str]:
-        """For people."""
-        ...
-
-
-def _finish(report: _Report, json_file: Path | None) -> None:
-    """Says what came of it; ends with 1 if a promise was broken."""
-    for line in report.summary():
-        print(line)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-    if not report.is_sound:
-        raise typer.Exit(1)
+    finish(run_telling(lambda tell: torture(options, tell)), json_file)
 
 
 @torture.command()
@@ -197,12 +139,9 @@ def schedules(
     Exits with 1 when a follower's journal is not what it should be: out of order, doubled, incomplete, or with a gap
     that names the wrong signals. What is printed then repeats the schedule.
     """
-    from rich.console import Console
-
-    from bench.result import check_writable
     from bench.torture.schedule_plan import Sizes, schedule
     from bench.torture.schedules import torture
-    from mesh.process import run_until_signalled
+    from mesh.outcome import check_writable, finish, run_telling
 
     check_writable(json_file)
     sizes = Sizes(masters=masters, followers=followers, acts=acts)
@@ -211,23 +150,10 @@ def schedules(
     else:
         plans = (schedule(number, sizes) for number in range(seed, seed + count))
     options = {"count": count, "seed": seed, "rate": rate, "acts": acts, "followers": followers}
-    progress = Console(stderr=True)
-    report = run_until_signalled(
-        torture(
-            plans,
-            sizes,
-            signals_per_second=rate,
-            tell=lambda line: progress.print(line, highlight=False, soft_wrap=True),
-            options=options,
-            keep=keep,
-        )
+    report = run_telling(
+        lambda tell: torture(plans, sizes, signals_per_second=rate, tell=tell, options=options, keep=keep)
     )
-    for line in report.summary():
-        print(line)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-    if not report.is_sound:
-        raise typer.Exit(1)
+    finish(report, json_file)
 
 
 def _read_schedule(path: Path) -> Schedule:

@@ -88,9 +88,9 @@ class Report:
             "differences": self.problems(),
         }
 
-    def print(self, console: Console) -> None:
-        """A summary for people."""
-        found = self.found
+    def print(self) -> None:
+        """A summary for people, on stdout."""
+        console, found = Console(), self.found
         table = Table(title="What the books say", title_justify="left", box=None, show_header=False)
         table.add_column()
         table.add_column(justify="right", style="bold")
@@ -117,7 +117,7 @@ class Report:
             table.add_row(label, str(value))
         console.print(table)
         for problem in self.problems():
-            console.print(f"[red]{problem}[/red]", highlight=False)
+            console.print(problem, style="red", markup=False, highlight=False)
         verdict = (
             "[green]Everything adds up.[/green]" if self.is_sound else "[red]The books do not add up.[/red]"
         )
