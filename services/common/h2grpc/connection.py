@@ -24,6 +24,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 
 from services.common.h2grpc import metrics
+from services.common.h2grpc.answered import Answered
 from services.common.h2grpc.call import Call
 from services.common.h2grpc.guard import AbuseError, FrameGuard
 from services.common.h2grpc.h2_bypass import FrameMaker, ServerConnection
@@ -31,6 +32,7 @@ from services.common.h2grpc.handlers import Method
 from services.common.h2grpc.incoming import Incoming
 from services.common.h2grpc.lifetime import Lifetime, Step
 from services.common.h2grpc.out_stream import OutStream
+from services.common.h2grpc.requests import peer_name
 from services.common.h2grpc.settings import Http2Settings
 
 _log = logging.getLogger(__name__)
@@ -60,13 +62,12 @@ class Connection(asyncio.Protocol):
     """A connection from its acceptance to its loss."""
 
     __slots__ = (
+        "_answered",
         "_guard",
         "_incoming",
         "_lifetime",
         "_loop",
         "_serving",
-        "_stopped",
-        "_unfinished",
         "calls",
         "h2",
         "is_ended",
@@ -92,8 +93,7 @@ class Connection(asyncio.Protocol):
             streams_max=settings.http2_streams_per_connection_max,
             header_list_bytes_max=settings.http2_header_list_bytes_max,
         )
-        self._unfinished: list[int] = []
-        self._stopped: list[int] = []
+        self._answered = Answered(self.h2)
         self.calls: dict[int, Call] = {}
         self._incoming = Incoming(self, settings, serving.methods, self.calls)
         self.waiting: dict[OutStream, None] = {}
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         metrics.ACCEPTED.inc()
         settings = self._serving.settings
-        self.peer = _peer_name(transport.get_extra_info("peername"))
+        self.peer = peer_name(transport.get_extra_info("peername"))
         self.transport.set_write_buffer_limits(high=settings.http2_output_bytes_high)
         self.transport.write(self.h2.preface())
         connections = self._serving.connections
@@ -179,10 +179,7 @@ class Connection(asyncio.Protocol):
     def sending_ended(self, stream_id: int) -> None:
         """A response is complete; a request that is not may stop."""
         call = self.calls.get(stream_id)
-        if self.h2.streams[stream_id].open:
-            # RFC 9113, 8.1 lets us ask it to stop sending. Clients that still do take that for a failure and lose the
-            # status that has just come, so they have a moment first.
-            self._unfinished.append(stream_id)
+        self._answered.note(stream_id)
         self.flush_h2()
         if call is not None and call.task is not None and call.task.done():
             self.call_ended(call)
@@ -270,9 +267,8 @@ class Connection(asyncio.Protocol):
 
     def _look_after_calls(self, now: float) -> None:
         settings = self._serving.settings
-        if self._stopped:
-            self._stop_senders(self._stopped)
-        self._stopped, self._unfinished = self._unfinished, []
+        if self._answered.stop():
+            self.flush_h2()
         for out in tuple(self.waiting):
             if out.stalled_since is not None and now - out.stalled_since > settings.http2_stall_seconds_max:
                 self._reset(out.stream_id, ErrorCodes.CANCEL, "stall")
@@ -284,14 +280,6 @@ class Connection(asyncio.Protocol):
         for call in tuple(self.calls.values()):
             if call.is_waiting_for_request and now - call.opened_at > settings.http2_request_seconds_max:
                 call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time")
-
-    def _stop_senders(self, stream_ids: Iterable[int]) -> None:
-        """Resets requests that go on though they were answered a second ago."""
-        for stream_id in stream_ids:
-            stream = self.h2.streams.get(stream_id)
-            if stream is not None and stream.open:
-                self.h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
-        self.flush_h2()
 
     def _stop_taking_calls(self) -> None:
         if self.takes_calls and not self.is_ended:
@@ -405,12 +393,3 @@ class Connection(asyncio.Protocol):
         if self.h2.find(stream_id) is not None:
             self.h2.reset_stream(stream_id, error_code)
         self.flush_h2()
-
-
-def _peer_name(address: object) -> str:
-    """The peer as gRPC spells it."""
-    if not isinstance(address, tuple) or len(address) < 2:
-        return "unix:"
-    if ":" in str(address[0]):
-        return f"ipv6:[{address[0]}]:{address[1]}"
-    return f"ipv4:{address[0]}:{address[1]}"

@@ -1,4 +1,4 @@
-"""What a request's headers ask for; it answers nothing."""
+"""What a request's headers ask for, and where it comes from; it answers nothing."""
 
 from __future__ import annotations
 
@@ -65,3 +65,12 @@ def request_of(
         raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
     timeout = found.get(b"grpc-timeout")
     return Request(method, metadata_of(headers), None if timeout is None else timeout_seconds(timeout))
+
+
+def peer_name(address: object) -> str:
+    """The peer as gRPC spells it."""
+    if not isinstance(address, tuple) or len(address) < 2:
+        return "unix:"
+    if ":" in str(address[0]):
+        return f"ipv6:[{address[0]}]:{address[1]}"
+    return f"ipv4:{address[0]}:{address[1]}"
