@@ -169,6 +169,8 @@ class Archiver:
 
     async def _commit_apart(self, batch: Batch, error: UnstorableError) -> None:
         """Finds the entry that cannot be stored, and keeps it as a refusal, so that it does not hold up all others."""
+        if not batch.runs:
+            raise ServiceError(f"refusals of the archive cannot be stored: {error}", reason="ARCHIVE_REFUSED")
         if len(batch.ids) == 1:
             refusals = tuple(
                 log_runs.refusal_of(run.entry_id, run.number, run.message, "UNSTORABLE", str(error)[:200])

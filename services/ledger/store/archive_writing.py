@@ -11,7 +11,7 @@ from typing import Final
 import asyncpg
 
 from services.common import pg, sql
-from services.common.errors import AlreadyExistsError, FailedPreconditionError
+from services.common.errors import AlreadyExistsError, FailedPreconditionError, ServiceError
 from services.ledger.domain.archive_rows import (
     COLUMNS,
     SEQUENCE_INDEX,
@@ -26,6 +26,8 @@ from services.ledger.domain.log_runs import Refusal, Run, RunKind, refusal_of
 
 _SIGNAL_START: Final = len(COLUMNS) - len(SIGNAL_COLUMNS)
 _DAYS_KNOWN_MAX: Final = 1_000
+_VALUE_CLASSES: Final = ("22", "23", "54")
+"""Classes of SQLSTATE that the values themselves bring about: data exception, constraint violation, a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,17 @@ class ArchiveWriter:
             UnstorableError: some value in it cannot be stored; nothing was written.
             UnavailableError, AbortedError: the database is away, or a lock was not to be had; try again.
             FailedPreconditionError: a partition is missing; call `forget` and try again.
+            ServiceError: with reason ARCHIVE_REFUSED: the tables or the role's rights are not what this code expects.
         """
         await self._prepare_days(runs)
         try:
             return await self._archive_checked(runs, refusals, declare_holes=declare_holes)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise UnstorableError(f"{type(error).__name__}: {error}") from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError) as error:
+            if _is_of_the_values(error):
+                raise UnstorableError(f"{type(error).__name__}: {error}") from error
+            raise ServiceError(
+                f"the archive's tables refuse it: {error}", reason="ARCHIVE_REFUSED"
+            ) from error
         except FailedPreconditionError as error:
             if not error.metadata.get("constraint"):
                 raise  # A partition is missing: it is made before the next attempt.
@@ -166,6 +173,14 @@ class ArchiveWriter:
             [one.payload for one in refusals],
         )
         return Counter(row["reason"] for row in added)
+
+
+def _is_of_the_values(error: Exception) -> bool:
+    """Whether it would fail again, however sound the database is; all else is for the archiver to wait out."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in _VALUE_CLASSES
+    # What asyncpg cannot encode: an OverflowError of COPY, and a DataError of its own, which is a ValueError.
+    return isinstance(error, OverflowError | ValueError)
 
 
 async def _lock_heads(connection: pg.Connection, master_ids: list[int]) -> dict[int, tuple[int, int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from services.common import stream
-from tests.integration.ledger.ledger_service import LedgerClient, append, stored, superuser
+from tests.integration.ledger.ledger_service import LedgerClient, append, eventually, stored, superuser
 from tests.integration.ledger.log_entries import gap, positions, run, signal, signals
 
 
@@ -64,3 +66,50 @@ async def test_a_value_that_the_database_refuses_costs_only_its_entry(
         fresh_database, "select reason, run_number from ledger.archive_refusals order by 2"
     )
     assert refusals == [("UNSTORABLE", 0), ("UNSTORABLE", 1)]
+
+
+@pytest.mark.parametrize("number", [40_000, -40_000])
+async def test_a_number_that_no_column_can_hold_costs_only_its_entry(
+    ledger: LedgerClient, redis: stream.Redis, fresh_database: str, number: int
+) -> None:
+    await append(redis, run(7, 1, [signal(1), signal(2, kind=number)]))
+    await append(redis, gap(8, 1, 2, reason=number))
+    await append(redis, run(9, 1, 2))
+    await ledger.archived(2)
+    assert positions(await ledger.read(9)) == signals(1, 2)
+    refusals = await stored(fresh_database, "select reason from ledger.archive_refusals")
+    assert refusals == [("UNSTORABLE",), ("UNSTORABLE",)]
+
+
+@pytest.mark.parametrize(
+    ("breaking", "mending"),
+    [
+        (
+            "revoke insert on ledger.signal_archive from ledger_service",
+            "grant insert on ledger.signal_archive to ledger_service",
+        ),
+        (
+            "alter table ledger.signal_archive rename magic to another",
+            "alter table ledger.signal_archive rename another to magic",
+        ),
+    ],
+)
+async def test_a_table_that_is_not_as_it_should_be_makes_signals_wait(
+    ledger: LedgerClient, redis: stream.Redis, fresh_database: str, breaking: str, mending: str
+) -> None:
+    await append(redis, run(7, 1, 1))
+    await ledger.archived(1)
+    async with superuser(fresh_database) as connection:
+        await connection.execute(breaking)
+        await append(redis, run(7, 2, 2))
+        await eventually(lambda: _failed_to_archive(redis))
+        assert await connection.fetchval("select count(*) from ledger.archive_refusals") == 0
+        await connection.execute(mending)
+    await ledger.archived(3)
+    assert positions(await ledger.read(7)) == signals(1, 3)
+
+
+async def _failed_to_archive(redis: stream.Redis) -> bool:
+    """Whether an entry was given to the archiver more than once."""
+    waiting = await redis.xpending_range(stream.log_name(), stream.ARCHIVER_GROUP, "-", "+", 10)
+    return any(one["times_delivered"] > 1 for one in waiting)
