@@ -73,15 +73,15 @@ class Call:
         return self.task is None and self.out.is_open
 
     @property
-    def buffered_bytes(self) -> int:
-        """What of the request is kept here."""
-        waiting = sum(len(message) for message, _ in self._messages)
-        return waiting + (0 if self._decoder is None else self._decoder.buffered_bytes)
+    def incomplete_bytes(self) -> int:
+        """What is kept here of a request, or of the last message of several, until it is complete.
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the caller has ended its side."""
-        return self._is_complete
+        Messages that wait for the handler of a stream are bounded by the windows, which open as it takes them.
+        """
+        if self._decoder is None:
+            return 0
+        waiting = 0 if self.method.takes_stream else sum(len(message) for message, _ in self._messages)
+        return waiting + self._decoder.buffered_bytes
 
     def begin(self, timeout_seconds: float | None) -> None:
         """Starts the deadline, and the handler if it takes a stream."""
@@ -154,12 +154,18 @@ class Call:
             if timer is not None:
                 timer.cancel()
         self._timer = self._opening = None
-        self._decoder = None
-        self._messages.clear()
+        self._take_no_more()
         if self.task is not None:
             self.task.cancel()
         else:
             self._owner.call_ended(self)
+
+    def _take_no_more(self) -> None:
+        """What waits for the handler is dropped, and no longer counts against the connection's window."""
+        self._decoder = None
+        flow_bytes = sum(flow_bytes for _, flow_bytes in self._messages)
+        self._messages.clear()
+        self._owner.request_taken(self.out.stream_id, flow_bytes)
 
     def _open(self) -> None:
         """Starts the handler of a stream of requests, once."""
@@ -197,6 +203,7 @@ class Call:
     def _end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._take_no_more()
         try:
             trailers = self.context.trailers()
         except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -337,7 +337,11 @@ class Connection(asyncio.Protocol):
 
     # What h2 tells.
 
-    def _handle_all(self, events: Iterable[Event]) -> None:
+    def _handle_all(self, events: Sequence[Event]) -> None:
+        # h2 has seen all of them: a stream that one of them resets takes nothing more, whatever came before that.
+        for event in events:
+            if isinstance(event, StreamReset):
+                self._incoming.stream_reset(event)
         for event in events:
             if self.is_ended:
                 return
@@ -353,8 +357,6 @@ class Connection(asyncio.Protocol):
                 self._incoming.request(event)
             case StreamEnded():
                 self._incoming.stream_ended(event.stream_id)
-            case StreamReset():
-                self._incoming.stream_reset(event)
             case RemoteSettingsChanged():
                 self._flush_waiting()
             case PingAckReceived() if event.ping_data == _DRAIN_PING and self._lifetime.is_draining:

@@ -49,7 +49,7 @@ class Incoming:
         self._calls = calls
         self._early_resets: Bucket | None = None
         self._kept: dict[int, int] = {}
-        """Bytes of incomplete requests, by stream; adding them up for each frame would cost more than the frame."""
+        """Bytes of incomplete messages, by stream; adding them up for each frame would cost more than the frame."""
         self._kept_bytes = 0
 
     def request(self, event: RequestReceived) -> None:
@@ -120,7 +120,7 @@ class Incoming:
 
     def _keep(self, stream_id: int, call: Call) -> None:
         """Accounts for what is kept of a request until it is complete."""
-        kept = call.buffered_bytes if call.is_waiting_for_request else 0
+        kept = call.incomplete_bytes
         self._kept_bytes += kept - self._kept.get(stream_id, 0)
         self._kept[stream_id] = kept
         if self._kept_bytes > self._settings.http2_request_bytes_max:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 from h2.errors import ErrorCodes
 from hpack import Encoder
 from hyperframe.frame import (
@@ -24,6 +25,7 @@ from hyperframe.frame import (
 )
 from prometheus_client import REGISTRY
 
+from services.common.h2grpc.messages import prefixed
 from tests.integration.fanout_edge.attacker import attacking, headers, repeated
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
 
@@ -204,6 +206,26 @@ async def test_a_reader_that_takes_nothing_is_reset_after_a_while(edge: Edge) ->
         await attacker.send(attacker.request(3, 2), WindowUpdateFrame(3, window_increment=10_000))
         assert (await attacker.answer(3)).status == "0"
     assert sample("http2_streams_reset_total", reason="stall") == before + 1
+
+
+async def test_messages_that_never_end_may_hold_little_together_within_streams_too(edge: Edge) -> None:
+    """Their handlers run already, and need no token."""
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    question = prefixed(reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString())
+    async with attacking(edge.port) as attacker:
+        for stream_id in range(1, 41, 2):
+            block = attacker.encoder.encode(headers(path))
+            await attacker.send(
+                HeadersFrame(stream_id, data=block, flags=["END_HEADERS"]),
+                DataFrame(stream_id, data=question),
+            )
+            while not (answer := attacker.answers.get(stream_id)) or not answer.data:
+                await attacker.until(DataFrame)
+            await attacker.send(DataFrame(stream_id, data=b"\0\0\x10\0\0" + b"x" * 12_000))
+            await attacker.send(PingFrame(0, opaque_data=b"12345678"))
+            await attacker.until(PingFrame)
+        assert attacker.ended == set(range(33, 41, 2))
+        assert {attacker.answers[stream_id].status for stream_id in attacker.ended} == {RESOURCE_EXHAUSTED}
 
 
 @pytest.mark.usefixtures("others")

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
+from h2.errors import ErrorCodes
 from hyperframe.frame import (
     DataFrame,
     HeadersFrame,
     PingFrame,
+    RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
 )
 
-from tests.integration.fanout_edge.attacker import Attacker, attacking, body, opening, sequences
+from services.common.h2grpc.messages import prefixed
+from tests.integration.fanout_edge.attacker import Attacker, attacking, body, headers, opening, sequences
 from tests.integration.fanout_edge.counting_service import LARGE_EVERY, Edge, counting_edge
 
 OK = "0"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+A_QUESTION = prefixed(reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString())
 
 
 @pytest.fixture
@@ -112,3 +118,49 @@ async def test_no_frame_is_larger_than_the_peer_takes(edge: Edge) -> None:
     lengths = [len(frame.data) for frame in peer.received if isinstance(frame, DataFrame)]
     assert max(lengths) == 16_384
     assert len(answer.messages[-1].SerializeToString()) > 16_384
+
+
+# Windows and resets at once
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        WindowUpdateFrame(0, window_increment=10_000_000),
+        SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 20_000_000}),
+        WindowUpdateFrame(1, window_increment=10_000_000),
+    ],
+    ids=["connection", "settings", "stream"],
+)
+@pytest.mark.parametrize("first_window", [10, 10_000_000], ids=["streams wait", "connection waits"])
+async def test_a_stream_that_is_reset_as_its_window_opens_stops_no_other(
+    edge: Edge, opened: WindowUpdateFrame | SettingsFrame, first_window: int
+) -> None:
+    """All frames of one read have been seen when the first of them is acted on."""
+    async with attacking(edge.port, {SettingsFrame.INITIAL_WINDOW_SIZE: first_window}) as peer:
+        await peer.send(peer.request(1, 3_000), peer.request(3, 3_000))
+        size = min(2 * first_window, 65_535)
+        assert await peer.data(size) == size
+        await peer.send(opened.serialize() + RstStreamFrame(1, error_code=ErrorCodes.CANCEL).serialize())
+        await peer.send(
+            WindowUpdateFrame(0, window_increment=10_000_000),
+            WindowUpdateFrame(3, window_increment=10_000_000),
+        )
+        answer = await peer.answer(3)
+    assert (answer.status, sequences(answer.messages)) == (OK, list(range(1, 3_001)))
+
+
+async def test_what_a_reset_request_left_unread_is_given_back_to_the_connections_window(
+    peer: Attacker,
+) -> None:
+    block = peer.encoder.encode(headers(REFLECTION))
+    assert 20 * len(A_QUESTION * 800) > 65_535
+    for stream_id in range(1, 41, 2):
+        await peer.send(HeadersFrame(stream_id, data=block, flags=["END_HEADERS"]))
+        await peer.send(PingFrame(0, opaque_data=b"12345678"))
+        await peer.until(PingFrame)
+        questions = DataFrame(stream_id, data=A_QUESTION * 800).serialize()
+        await peer.send(questions + RstStreamFrame(stream_id, error_code=ErrorCodes.CANCEL).serialize())
+        block = peer.encoder.encode(headers(REFLECTION))
+    await peer.send(peer.request(41, 3))
+    assert sequences((await peer.answer(41)).messages) == [1, 2, 3]
