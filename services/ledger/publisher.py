@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from services.common import pg, stream
 from services.common.backoff import Backoff
-from services.common.errors import UnavailableError
+from services.common.errors import ServiceError
 from services.ledger import metrics
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import outbox
@@ -47,7 +47,7 @@ class EventPublisher:
         try:
             await self._publish_for_ever()
         finally:
-            with contextlib.suppress(UnavailableError), pg.translating():
+            with contextlib.suppress(ServiceError), pg.translating():
                 await connection.remove_listener(outbox.CHANNEL, self._on_notify)
 
     async def _publish_for_ever(self) -> NoReturn:
@@ -56,7 +56,7 @@ class EventPublisher:
             self._wake.clear()
             try:
                 published = await self.publish_once()
-            except UnavailableError as error:
+            except ServiceError as error:
                 self._set_up(error)
                 await self._try_to_measure()
                 await asyncio.sleep(backoff.next_delay())
@@ -70,7 +70,7 @@ class EventPublisher:
         """One round: how many events it published, at most a batch.
 
         Raises:
-            UnavailableError: the database or Redis is away; the events wait.
+            UnavailableError, AbortedError: the database or Redis is away, or a lock was not to be had; the events wait.
         """
         await self._store.number_new(count=self._batch_max)
         waiting = await self._store.oldest(count=self._batch_max)
@@ -102,7 +102,7 @@ class EventPublisher:
 
     async def _try_to_measure(self) -> None:
         """Sets the metrics of what waits, where the database can be asked."""
-        with contextlib.suppress(UnavailableError):
+        with contextlib.suppress(ServiceError):
             backlog = await self._store.backlog()
             metrics.OUTBOX_WAITING.set(backlog.events)
             metrics.OUTBOX_AGE.set(backlog.age_seconds)
@@ -110,7 +110,7 @@ class EventPublisher:
     def _on_notify(self, *_: Any) -> None:
         self._wake.set()
 
-    def _set_up(self, error: UnavailableError | None) -> None:
+    def _set_up(self, error: ServiceError | None) -> None:
         if error is not None and self.is_up:
             _log.warning("events wait in the outbox: %s", error.message)
         elif error is None and not self.is_up:

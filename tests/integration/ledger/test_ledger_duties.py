@@ -114,6 +114,27 @@ async def test_a_published_event_that_was_not_forgotten_comes_again_under_its_nu
     assert [event.event_id for event in events] == [number, number + 1]
 
 
+async def test_an_event_that_somebody_holds_locked_waits_and_ends_nothing(
+    ledger_config: LedgerSettings, redis_url: str, fresh_database: str
+) -> None:
+    async with superuser(fresh_database) as connection:
+        await connection.execute(
+            "do $$ begin execute format('alter database %I set lock_timeout = 20', current_database()); end $$"
+        )
+        await connection.execute("insert into ledger.outbox (payload) values ('')")
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("select from ledger.outbox for update")
+        async with ledger_running(ledger_config) as ledger:
+
+            async def noticed() -> bool:
+                return not (await checks(ledger))["events"]
+
+            await eventually(noticed)
+            await transaction.rollback()
+            assert len(await told(redis_url, 1)) == 1
+
+
 async def test_the_stream_of_events_is_kept_short(
     fresh_database: str, redis_url: str, redis: stream.Redis
 ) -> None:
