@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 import struct
+import unicodedata
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -68,14 +69,22 @@ def override_from_pb(request: pb.OverrideTrustRequest) -> OverrideOrder:
     user_id = user_id_from_pb(request.user_id)
     if not 0.0 <= request.score <= 100.0:
         raise InvalidInputError.of_field("score", "must be from 0 to 100")
-    if (
-        not 1 <= len(request.operator_name.strip()) <= _OPERATOR_NAME_CHARACTERS_MAX
-        or "\0" in request.operator_name
-    ):
-        raise InvalidInputError.of_field("operator_name", "must have 1 to 100 characters")
-    if not 1 <= len(request.reason.strip()) <= _REASON_CHARACTERS_MAX or "\0" in request.reason:
-        raise InvalidInputError.of_field("reason", "must have 1 to 500 characters")
-    return OverrideOrder(user_id, request.score, request.operator_name.strip(), request.reason.strip())
+    return OverrideOrder(
+        user_id,
+        request.score,
+        _text_from_pb(request.operator_name, "operator_name", _OPERATOR_NAME_CHARACTERS_MAX),
+        _text_from_pb(request.reason, "reason", _REASON_CHARACTERS_MAX),
+    )
+
+
+def _text_from_pb(text: str, field: str, characters_max: int) -> str:
+    """Text for people, which ledger gets with the decision: it refuses control characters."""
+    text = text.strip()
+    if not 1 <= len(text) <= characters_max:
+        raise InvalidInputError.of_field(field, f"must have 1 to {characters_max} characters")
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise InvalidInputError.of_field(field, "must not contain control characters")
+    return text
 
 
 def score_below_from_pb(request: pb.ListAtRiskRequest) -> float:

@@ -158,9 +158,11 @@ async def test_a_page_token_of_another_list_is_refused(risk: RiskClient):
         {"operator_name": " "},
         {"operator_name": "x" * 101},
         {"operator_name": "a\0b"},
+        {"operator_name": "Ada\x1b[2J"},
         {"reason": ""},
         {"reason": "x" * 501},
         {"reason": "a\0b"},
+        {"reason": "two\nlines, which ledger would refuse for ever"},
     ],
 )
 async def test_an_override_says_who_and_why(risk: RiskClient, fields: dict[str, object]):
