@@ -13,25 +13,27 @@ from pathlib import Path
 
 from mesh import codegen
 from mesh.clone import ROOT
-from mesh.errors import MeshError
+from mesh.errors import MeshError, UsageError
 
 CLIENT_SOURCE = "clients/python/src"
 TYPED_FOLDERS = ("services", "mesh", "bench", CLIENT_SOURCE, "clients/betterproto")
 
-Check = Callable[[str], bool]
+MAIN = "main"
+
+Check = Callable[[str | None], bool]
 
 
-def run(names: list[str], *, against: str) -> list[str]:
+def run(names: list[str], *, against: str | None) -> list[str]:
     """Runs the named checks, or all of them, to the end. Returns the names of those that failed.
 
-    `against` is the branch or tag whose contracts must not be broken.
+    `against` is the branch or tag whose contracts must not be broken; without one it is main, where there is a main.
 
     Raises:
-        MeshError: a name that is not a check.
+        UsageError: a name that is not a check.
     """
     unknown = sorted(set(names) - CHECKS.keys())
     if unknown:
-        raise MeshError(f"no such check: {', '.join(unknown)} (there are {', '.join(CHECKS)})")
+        raise UsageError(f"no such check: {', '.join(unknown)} (there are {', '.join(CHECKS)})")
     failed = []
     for name in names or CHECKS:
         started = time.monotonic()
@@ -48,63 +50,74 @@ def _tool(name: str, *arguments: str) -> bool:
     return subprocess.run([binary, *arguments], cwd=ROOT, check=False).returncode == 0
 
 
-def _ruff(_: str) -> bool:
+def _ruff(_: str | None) -> bool:
     return _tool("ruff", "check", ".")
 
 
-def _format(_: str) -> bool:
+def _format(_: str | None) -> bool:
     return _tool("ruff", "format", "--check", ".")
 
 
-def _mypy(_: str) -> bool:
+def _mypy(_: str | None) -> bool:
     return _tool("mypy", *(folder for folder in TYPED_FOLDERS if (ROOT / folder).is_dir()))
 
 
-def _mypy_windows(_: str) -> bool:
+def _mypy_windows(_: str | None) -> bool:
     # Bridges run beside the MetaTrader terminal, so what they import must type-check there too.
     return _tool("mypy", "--platform", "win32", CLIENT_SOURCE)
 
 
-def _imports(_: str) -> bool:
+def _imports(_: str | None) -> bool:
     return _tool("lint-imports", "--no-logo")
 
 
-def _buf_lint(_: str) -> bool:
+def _buf_lint(_: str | None) -> bool:
     return _tool("buf", "lint")
 
 
-def _buf_format(_: str) -> bool:
+def _buf_format(_: str | None) -> bool:
     return _tool("buf", "format", "--diff", "--exit-code")
 
 
-def _buf_breaking(against: str) -> bool:
+def _buf_breaking(against: str | None) -> bool:
     passed = True
     released = codegen.RELEASED_CONTRACTS
     if (ROOT / released).exists():
         print(f"against {released}", flush=True)
         passed = _tool("buf", "breaking", "--against", released)
-    archive = _archived_contracts(against)
+    commit = _commit(against or MAIN)
+    if commit is None:
+        print(f"there is no {against or MAIN} to compare with", flush=True)
+        return passed and against is None
+    archive = _archived_contracts(commit)
     if archive is None:
-        print(f"{against} has no contracts to compare with", flush=True)
+        print(f"{against or MAIN} has no contracts to compare with", flush=True)
         return passed
     with tempfile.TemporaryDirectory(prefix="ecp-contracts-") as folder:
         with tarfile.open(fileobj=BytesIO(archive)) as tar:
             tar.extractall(folder, filter="data")
-        print(f"against {against}", flush=True)
+        print(f"against {against or MAIN}", flush=True)
         return _tool("buf", "breaking", "--against", folder) and passed
 
 
-def _archived_contracts(ref: str) -> bytes | None:
-    """The contracts at `ref` as a tar archive; also finds a branch that only the remote has."""
+def _commit(ref: str) -> str | None:
+    """The commit that a branch or tag names; also of a branch that only the remote has."""
     for candidate in (ref, f"origin/{ref}"):
-        command = ["git", "archive", "--format=tar", candidate, "--", "buf.yaml", "protos"]
-        archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-        if archive.returncode == 0:
-            return archive.stdout
+        command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{candidate}^{{commit}}"]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return found.stdout.strip()
     return None
 
 
-def _generated(_: str) -> bool:
+def _archived_contracts(commit: str) -> bytes | None:
+    """The contracts of a commit as a tar archive; None when it has none."""
+    command = ["git", "archive", "--format=tar", commit, "--", "buf.yaml", "protos"]
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    return archive.stdout if archive.returncode == 0 else None
+
+
+def _generated(_: str | None) -> bool:
     try:
         stale = codegen.stale_files()
     except MeshError as error:

@@ -13,6 +13,12 @@ class MeshError(Exception):
     exit_code = EXIT_FAILURE
 
 
+class UsageError(MeshError):
+    """The command line names something that there is not."""
+
+    exit_code = EXIT_USAGE
+
+
 class ConfigurationError(MeshError):
     """The machine or the settings cannot work as they are: a port in use, an unwritable folder."""
 

@@ -22,7 +22,7 @@ from bench.torture.clients_judge import Output, StreamJudge
 from bench.torture.clients_programs import STOCK_CLIENTS, AbsentError, Endpoint, StockClient
 from bench.torture.clients_server import Certificate, FanoutServer, serving
 from mesh.embedded import redis
-from mesh.errors import MeshError
+from mesh.errors import MeshError, UsageError
 from mesh.process import bound_to_us
 
 _OPEN_SECONDS_MAX: Final = 60.0
@@ -152,7 +152,8 @@ async def torture(options: ClientsOptions, tell: Callable[[str], None]) -> Clien
     """Lets all clients read and judges what they print. `tell` gets a line now and then.
 
     Raises:
-        MeshError: something of ours did not start, or a name is not a client's.
+        UsageError: a name is not a client's.
+        MeshError: something of ours did not start.
     """
     report = ClientsReport(asdict(options), describe())
     started = time.monotonic()
@@ -169,7 +170,7 @@ def _named(names: Sequence[str]) -> list[StockClient]:
     unknown = set(names) - {one.name for one in STOCK_CLIENTS}
     if unknown:
         known = ", ".join(one.name for one in STOCK_CLIENTS)
-        raise MeshError(f"no such client: {', '.join(sorted(unknown))} (there are {known})")
+        raise UsageError(f"no such client: {', '.join(sorted(unknown))} (there are {known})")
     return [one for one in STOCK_CLIENTS if one.name in names]
 
 

@@ -13,8 +13,13 @@ def check(
         typer.Argument(help="Which checks; all of them when none is named.", show_default=False),
     ] = None,
     against: Annotated[
-        str, typer.Option(help="The branch or tag whose contracts the change must not break.", metavar="REF")
-    ] = "main",
+        str | None,
+        typer.Option(
+            help="The branch or tag whose contracts the change must not break.",
+            metavar="REF",
+            show_default="main",
+        ),
+    ] = None,
 ) -> None:
     """Check the source: format, lint, types, imports, contracts, generated code."""
     from mesh import checks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import typer
@@ -12,11 +13,13 @@ from mesh.clone import ROOT
 
 # More of them start more PostgreSQL and Redis servers than most machines bear.
 PROCESSES_MAX = 4
+# pytest's options whose next word is never a path, though a file of that name may be there.
+OPTIONS_BEFORE_A_WORD = {"-k", "-m", "-n", "-o", "-p", "-r", "-W"}
 
 
 def test(context: typer.Context) -> None:
     """Run the tests; all arguments go to pytest (ecp test -k gap, ecp test tests/unit, ecp test -n 0: one process)."""
-    arguments = [*_processes(context.args), *(_from_anywhere(argument) for argument in context.args)]
+    arguments = [*_processes(context.args), *_from_anywhere(context.args)]
     os.chdir(ROOT)
     # exec: signals and the exit code are pytest's own.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *arguments])
@@ -36,8 +39,15 @@ def _processes(arguments: list[str]) -> list[str]:
     return ["-n", str(min(cores, PROCESSES_MAX)), "--dist", "loadfile"]
 
 
-def _from_anywhere(argument: str) -> str:
-    """A path given relative to the caller's folder stays right after the change to the clone's root."""
+def _from_anywhere(arguments: list[str]) -> list[str]:
+    """Paths given relative to the caller's folder stay right after the change to the clone's root."""
+    return [
+        argument if before in OPTIONS_BEFORE_A_WORD else _absolute(argument)
+        for before, argument in pairwise(["", *arguments])
+    ]
+
+
+def _absolute(argument: str) -> str:
     path, separator, node = argument.partition("::")
     if path.startswith("-") or not Path(path).exists():
         return argument

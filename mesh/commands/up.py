@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.commands.choices import LogLevel
+
 if TYPE_CHECKING:
     from mesh.hints import Guest
     from mesh.running import Mesh
@@ -23,7 +25,9 @@ def up(
     front_door_port: PortOption = 0,
     fanout_port: PortOption = 0,
     rate: Annotated[float, typer.Option(min=0, max=100, help="Signals a second of the demo master.")] = 1.0,
-    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    log_level: Annotated[
+        LogLevel, typer.Option(case_sensitive=False, help="The least of what the services log.")
+    ] = LogLevel.INFO,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON for scripts.")] = False,
 ) -> None:
     """Keep the mesh running until Ctrl-C, with a demo master that trades, and print what to try next."""
@@ -35,7 +39,7 @@ def up(
         data=data.resolve() if data else None,
         front_door_port=front_door_port,
         fanout_port=fanout_port,
-        log_level=log_level.upper(),
+        log_level=log_level.value,
     )
     typer.echo("Starting PostgreSQL, Valkey, ledger, risk, ingest and fanout …", err=True)
     ready = _print_json if as_json else _print

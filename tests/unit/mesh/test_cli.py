@@ -56,7 +56,10 @@ def test_help_loads_nothing_heavy() -> None:
     ("arguments", "exit_code", "message"),
     [
         (["no-such-command"], 2, "No such command"),
-        (["check", "no-such-check"], 1, "ecp: no such check: no-such-check"),
+        (["check", "no-such-check"], 2, "ecp: no such check: no-such-check"),
+        (["torture", "clients", "--client", "no-such-client"], 2, "ecp: no such client: no-such-client"),
+        (["up", "--log-level", "LOUD"], 2, "Invalid value for '--log-level'"),
+        (["bench", "fanout", "--edge", "h3"], 2, "Invalid value for '--edge'"),
     ],
 )
 def test_a_mistake_costs_one_clear_message(arguments: list[str], exit_code: int, message: str) -> None:
@@ -64,6 +67,12 @@ def test_a_mistake_costs_one_clear_message(arguments: list[str], exit_code: int,
     assert completed.returncode == exit_code
     assert message in completed.stderr
     assert "Traceback" not in completed.stderr
+
+
+def test_contracts_of_a_branch_that_is_not_there_are_not_said_to_be_kept() -> None:
+    completed = ecp("check", "buf-breaking", "--against", "no-such-branch")
+    assert completed.returncode == 1
+    assert "there is no no-such-branch to compare with" in completed.stdout
 
 
 def test_arguments_of_test_reach_pytest_as_they_are() -> None:
