@@ -17,11 +17,11 @@ import asyncpg
 
 from mesh.embedded import PostgresServer, RedisServer, Servers, servers_from_environment_or_embedded
 from mesh.embedded.folders import run_folder
-from mesh.errors import ConfigurationError, MeshError
+from mesh.errors import EXIT_CONFIGURATION, ConfigurationError, MeshError
 from mesh.ports import LOOPBACK, PortBlock, is_free, port_block
 from mesh.process import spawn
 from mesh.runfile import SERVICES, RunFile
-from mesh.supervisor import ServiceSpec, Supervised
+from mesh.supervisor import ServiceSpec, Supervised, in_words
 
 DATABASE = "execution_control"
 MIGRATED = ("ledger", "risk")
@@ -129,8 +129,11 @@ async def _kept_alive(servers: Servers) -> AsyncIterator[None]:
 def _plan(
     options: MeshOptions, ports: PortBlock, folder: Path, database_url: str, redis_url: str, kept: _Secrets
 ) -> Mesh:
-    for wanted in (options.front_door_port, options.fanout_port):
-        if wanted and not is_free(wanted):
+    wanted_ports = [port for port in (options.front_door_port, options.fanout_port) if port]
+    if len(set(wanted_ports)) < len(wanted_ports):
+        raise ConfigurationError(f"port {wanted_ports[0]} was given twice: choose another for one of the two")
+    for wanted in wanted_ports:
+        if not is_free(wanted):
             raise ConfigurationError(
                 f"port {wanted} is in use on {LOOPBACK}: stop what uses it, or choose another"
             )
@@ -207,7 +210,10 @@ async def _migrate(name: str, environment: Mapping[str, str], folder: Path) -> N
         await child.stop()
     (folder / f"{name}-migrate.log").write_text("\n".join(lines), encoding="utf-8")
     if code:
-        raise MeshError(f"the migrations of {name} failed: {lines[-1] if lines else f'exit code {code}'}")
+        failure = ConfigurationError if code == EXIT_CONFIGURATION else MeshError
+        raise failure(
+            f"the migrations of {name} failed: {in_words(lines[-1]) if lines else f'exit code {code}'}"
+        )
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ It knows no protocol but gRPC health.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ RESTART_DELAY_SECONDS_MAX = 5.0
 STABLE_SECONDS = 10.0
 POLL_SECONDS = 0.1
 HEALTH_TIMEOUT_SECONDS = 1.0
-LOG_TAIL_BYTES = 4_096
+LOG_TAIL_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Supervised:
         )
 
     def last_log_line(self) -> str:
-        """The last line that the process wrote."""
+        """The last line that the process wrote, in words where it is one of its log."""
         try:
             with self.spec.log_file.open("rb") as file:
                 file.seek(0, 2)
@@ -138,4 +139,15 @@ class Supervised:
                 lines = file.read().decode("utf-8", "replace").splitlines()
         except OSError:
             return "it wrote no log"
-        return next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
+        return in_words(next((line for line in reversed(lines) if line.strip()), "it wrote nothing"))
+
+
+def in_words(line: str) -> str:
+    """What a service's line says, without a log's fields and traceback; any other line as it is."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(fields, dict) or "message" not in fields:
+        return line
+    return ": ".join(str(fields[name]) for name in ("message", "error.message") if fields.get(name))

@@ -17,7 +17,7 @@ from mesh.connection import Connection, RefusedError, describe
 from mesh.demo.cast import Behaviour, MasterRole, SubscriberRole
 from mesh.demo.provision import MasterCredentials, Provisioner
 from mesh.demo.trader import Trader
-from mesh.errors import ConfigurationError
+from mesh.errors import ConfigurationError, MeshError
 from mesh.hints import Guest
 from mesh.process import process_exists
 from mesh.running import Mesh, MeshOptions, running
@@ -54,7 +54,7 @@ async def keep_up(
         stack.callback(lambda: runfile.remove(folder, pid=run_file.pid))
         master, guest = await asyncio.to_thread(_provision, mesh)
         trader = await stack.enter_async_context(_trader(mesh, master))
-        await trader.master.wait_open(OPEN_SECONDS_MAX)
+        await _until_open(trader, mesh)
         ready(mesh, guest)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_watch(mesh, tell))
@@ -97,6 +97,16 @@ def _trader(mesh: Mesh, master: MasterCredentials) -> Trader:
         "license_token": master.license_token,
     }  # fmt: skip
     return Trader(spec, mesh.front_door, mesh.folder)
+
+
+async def _until_open(trader: Trader, mesh: Mesh) -> None:
+    try:
+        await trader.master.wait_open(OPEN_SECONDS_MAX)
+    except TimeoutError as error:
+        said = mesh.services["ingest"].last_log_line()
+        raise MeshError(
+            f"the demo master could not log in within {OPEN_SECONDS_MAX:.0f} s; ingest's log ends: {said}"
+        ) from error
 
 
 async def _watch(mesh: Mesh, tell: Callable[[str], None]) -> None:

