@@ -94,7 +94,8 @@ class Hub:
         """Sees whether there is room for one more stream of the user.
 
         Raises:
-            ResourceExhaustedError: there is not, or the process is draining.
+            ResourceExhaustedError: there is not.
+            UnavailableError: the process is draining.
         """
         if self.draining:
             raise errors.draining()

@@ -121,7 +121,8 @@ class LiveEntitlements:
         delivery.stream.expires_at_us = identity.expires_at_us
         for master_id, cursor in tuple(delivery.stream.cursors.items()):
             entitlement = identity.entitlements.get(master_id)
-            if entitlement is None:
+            if entitlement is None or entitlement.subscription_id != cursor.subscription_id:
+                # One that replaced it is another one: its pauses and full syncs are told to streams of its own.
                 self._cancel(delivery, master_id, "the subscription ended")
             elif entitlement.version > cursor.version:
                 self._apply(delivery, entitlement)

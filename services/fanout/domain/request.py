@@ -85,7 +85,7 @@ def _check_masters(master_ids: list[int], field: str) -> None:
     seen: set[int] = set()
     for index, master_id in enumerate(master_ids):
         if not 1 <= master_id <= MASTER_ID_MAX:
-            raise InvalidInputError.of_field(f"{field}[{index}].master_id", "must be positive")
+            raise InvalidInputError.of_field(f"{field}[{index}].master_id", "must be in 1 to 2^63 - 1")
         if master_id in seen:
             raise InvalidInputError.of_field(f"{field}[{index}].master_id", "named twice")
         seen.add(master_id)

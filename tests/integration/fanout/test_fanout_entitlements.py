@@ -12,11 +12,12 @@ from execution.ledger.v1 import license_service_pb2 as license_pb
 from services.common import stream
 from tests.integration.fanout.fanout_service import (
     Fanout,
+    after,
     fanout_running,
     fanout_settings,
     from_now,
 )
-from tests.integration.fanout.stand_in_ledger import StandInLedger
+from tests.integration.fanout.stand_in_ledger import StandInLedger, Subscription
 from tests.integration.fanout.written_log import WrittenLog, now_us
 
 PAUSED_ALL = pb.SUBSCRIPTION_STATE_PAUSED_ALL
@@ -163,6 +164,26 @@ async def test_changes_that_nobody_announced_are_found_after_a_while(
         user.subscriptions[1].pause = license_pb.PAUSE_SCOPE_ALL
         user.subscriptions[1].version += 1
         await subscriber.until(lambda: PAUSED_ALL in subscriber.of(1).states)
+
+
+async def test_a_stream_does_not_go_on_under_a_subscription_that_replaced_its_own(
+    redis_url: str, ledger: StandInLedger, log: WrittenLog
+) -> None:
+    """Nobody heard that the first was cancelled, nor that the second is paused."""
+    user = ledger.add_user("token", 1, 2)
+    loaded = fanout_settings(redis_url, ledger, refresh_interval_seconds=0.2)
+    async with fanout_running(loaded) as fanout, fanout.subscribe("token", from_now(1), from_now(2)) as one:
+        await one.begun()
+        user.subscriptions[1] = Subscription("another", 1, pause=license_pb.PAUSE_SCOPE_ALL)
+        await one.until(lambda: pb.SUBSCRIPTION_STATE_CANCELLED in one.of(1).states)
+        await log.signals(1, 3)
+        await log.signals(2, 3)
+        await one.until(lambda: one.of(2).sequences == [1, 2, 3])
+        assert one.of(1).signals == []
+        async with fanout.subscribe("token", after(1, 1, 0)) as again:
+            await again.until(lambda: again.of(1).gaps)
+            assert again.of(1).states[0] == PAUSED_ALL
+            assert again.of(1).signals == []
 
 
 async def test_announcements_that_cannot_be_parsed_are_passed_over(
