@@ -198,7 +198,8 @@ async def pool(
         size_min, size_max = source.database_pool_size_min, source.database_pool_size_max
         acquire_timeout_seconds = source.database_acquire_timeout_seconds
         command_timeout_seconds = source.database_command_timeout_seconds
-    server_settings = {"application_name": name} | ({"role": role} if role else {})
+    # Days are of 24 hours and begin at 00:00 UTC, wherever the server stands.
+    server_settings = {"application_name": name, "timezone": "UTC"} | ({"role": role} if role else {})
     raw = await asyncpg.create_pool(
         url,
         # Zero, because asyncpg refuses to make a pool that cannot connect; _watch opens the first ones.
