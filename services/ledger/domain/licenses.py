@@ -36,11 +36,8 @@ class License:
     expires_at: datetime
     revoked_at: datetime | None
     rotated_from: UUID | None
-
-    @property
-    def validity(self) -> timedelta:
-        """For how long it was issued."""
-        return self.expires_at - self.issued_at
+    validity: timedelta
+    """For how long it was issued; a rotation ends it sooner."""
 
     def state(self, now: datetime) -> LicenseState:
         """Whether it counts at `now`; revoked outweighs expired."""

@@ -189,4 +189,5 @@ def _license(row: asyncpg.Record) -> License:
         row["expires_at"],
         row["revoked_at"],
         row["rotated_from"],
+        row["validity"],
     )

@@ -6,24 +6,29 @@ values ($1, $2, $3, now() + $4, $5)
 select true from ledger.users where user_id = $1
 
 -- name: get
-select license_id, user_id, issued_at, expires_at, revoked_at, rotated_from, now() as read_at
+select license_id, user_id, issued_at, expires_at, revoked_at, rotated_from,
+       coalesce(validity, expires_at - issued_at) as validity, now() as read_at
   from ledger.licenses
  where license_id = $1
 
 -- name: lock
-select license_id, user_id, issued_at, expires_at, revoked_at, rotated_from, now() as read_at
+select license_id, user_id, issued_at, expires_at, revoked_at, rotated_from,
+       coalesce(validity, expires_at - issued_at) as validity, now() as read_at
   from ledger.licenses
  where license_id = $1
    for no key update
 
 -- name: set_expiry
-update ledger.licenses set expires_at = $2 where license_id = $1
+update ledger.licenses
+   set expires_at = $2, validity = coalesce(validity, expires_at - issued_at)
+ where license_id = $1
 
 -- name: revoke
 update ledger.licenses set revoked_at = now(), revoked_reason = $2 where license_id = $1
 
 -- name: page
-select license_id, user_id, issued_at, expires_at, revoked_at, rotated_from, now() as read_at
+select license_id, user_id, issued_at, expires_at, revoked_at, rotated_from,
+       coalesce(validity, expires_at - issued_at) as validity, now() as read_at
   from ledger.licenses
  where user_id = $1 and (issued_at, license_id) < ($2, $3)
  order by issued_at desc, license_id desc

@@ -12,10 +12,12 @@ from execution.ledger.v1 import license_service_pb2 as licenses
 from execution.ledger.v1 import master_service_pb2 as masters
 from execution.ledger.v1 import user_service_pb2 as users
 from services.common.errors import AbortedError, AlreadyExistsError, FailedPreconditionError, NotFoundError
+from services.ledger.settings import LedgerSettings
 from tests.integration.ledger.ledger_service import (
     LedgerClient,
     events_in,
     eventually,
+    ledger_running,
     refused,
     superuser,
     unique,
@@ -248,6 +250,37 @@ async def test_a_rotated_license_has_a_successor_of_the_same_validity(
     assert event.license_changed.license_id == old.license.license_id
     assert not event.license_changed.revoked
     assert event.license_changed.expires_at.ToDatetime(UTC) < datetime.now(UTC) + timedelta(seconds=61)
+
+
+async def test_a_license_that_is_rotated_again_has_another_whole_successor(ledger: LedgerClient) -> None:
+    # As by somebody who never got the answer, and with it the token, of the first rotation.
+    old = (await ledger.license(await ledger.user(), validity=Duration(seconds=40 * 86_400))).license
+    for _ in range(2):
+        rotation = licenses.RotateLicenseRequest(
+            request_id=unique(), license_id=old.license_id, overlap=Duration(seconds=3_600)
+        )
+        made = (await ledger.call("LicenseService/RotateLicense", rotation)).license
+        assert validity_of(made) == timedelta(days=40)
+
+
+async def test_a_license_is_valid_as_long_as_asked_whatever_the_time_zone_of_the_database(
+    ledger_config: LedgerSettings, fresh_database: str
+) -> None:
+    async with superuser(fresh_database) as connection:
+        await connection.execute(
+            "do $$ begin execute format('alter database %I set timezone = %L',"
+            " current_database(), 'Europe/Berlin'); end $$"
+        )
+    async with ledger_running(ledger_config) as ledger:
+        user = await ledger.user()
+        # At least one of them ends at another time of the year than now.
+        for days in range(30, 400, 30):
+            made = (await ledger.license(user, validity=Duration(seconds=days * 86_400))).license
+            assert validity_of(made) == timedelta(days=days)
+
+
+def validity_of(made: licenses.License) -> timedelta:
+    return made.expires_at.ToDatetime() - made.issued_at.ToDatetime()
 
 
 async def test_a_revoked_license_lets_nobody_in_and_revoking_repeats(
