@@ -18,6 +18,8 @@ from mesh.errors import ConfigurationError
 from mesh.process import User
 
 PREFIX = "ecp-run-"
+# In a PostgreSQL URL it separates hosts, and a socket's folder stands there as a host.
+HOST_SEPARATOR = ","
 # A Unix socket's path has at most 103 bytes on macOS; what we append needs about 40.
 TEMPORARY_PATH_LENGTH_MAX = 60
 _LOCK_NAME = "in-use.lock"
@@ -117,7 +119,7 @@ def first_closed(folder: Path, user: User | None) -> Path | None:
 
 
 def temporary_parent(user: User | None) -> Path:
-    """A folder for temporary ones that `user` can get to and whose path leaves room for a socket's name.
+    """A folder for temporary ones that `user` can get to and in which a socket's path can be.
 
     Raises:
         ConfigurationError: there is none.
@@ -126,7 +128,8 @@ def temporary_parent(user: User | None) -> Path:
         usable = candidate.is_dir() and os.access(candidate, os.W_OK)
         if (
             usable
-            and len(str(candidate)) <= TEMPORARY_PATH_LENGTH_MAX
+            and len(os.fsencode(candidate)) <= TEMPORARY_PATH_LENGTH_MAX
+            and HOST_SEPARATOR not in str(candidate)
             and first_closed(candidate, user) is None
         ):
             return candidate

@@ -185,7 +185,7 @@ class PostgresServer:
             **({} if self.durable else _VOLATILE),
             "port": str(self._port),
             "listen_addresses": ports.LOOPBACK if self.tcp_port is not None else "",
-            "unix_socket_directories": str(self.run_folder),
+            "unix_socket_directories": _quoted(str(self.run_folder)),
             **self.settings,
         }
         binary = self.binaries.reachable_by(self.user, self.run_folder).folder / "postgres"
@@ -227,6 +227,12 @@ class PostgresServer:
 
     def _password(self) -> str:
         return (self.data_folder / PASSWORD_FILE).read_text(encoding="ascii").strip()
+
+
+def _quoted(path: str) -> str:
+    """As one entry of a list of paths, whatever is in it."""
+    doubled = path.replace('"', '""')
+    return f'"{doubled}"'
 
 
 @asynccontextmanager

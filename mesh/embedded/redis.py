@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from mesh import ports
 from mesh.embedded import folders, logs
@@ -81,7 +82,7 @@ class RedisServer:
 
     def url_for(self, database: int) -> str:
         """The URL of a numbered database, by Unix socket."""
-        return f"unix://{self._credentials}{self.socket}?db={database}"
+        return f"unix://{self._credentials}{quote(str(self.socket))}?db={database}"
 
     def tcp_url_for(self, database: int) -> str:
         """The URL of a numbered database, by TCP, with the password.
@@ -161,14 +162,14 @@ class RedisServer:
     def _spawn(self) -> Child:
         chosen = {
             **_SETTINGS,
-            "dir": str(self.data_folder),
-            "unixsocket": str(self.socket),
             "port": str(self.tcp_port or 0),
             "bind": ports.LOOPBACK,
             "appendfsync": self.appendfsync,
             **self.settings,
         }
-        options = [word for name, value in chosen.items() for word in (f"--{name}", *_words(name, value))]
+        # Each of these is one word, whatever is in the folder's name.
+        options = ["--dir", str(self.data_folder), "--unixsocket", str(self.socket)]
+        options += [word for name, value in chosen.items() for word in (f"--{name}", *_words(name, value))]
         # By a file and not an argument, which every user of the machine could read.
         include = self.run_folder / "redis.conf"
         include.touch(mode=0o600)

@@ -129,7 +129,7 @@ async def _sentinel(
         configuration = folder / "sentinel.conf"
         configuration.touch(mode=0o600)
         configuration.write_text(
-            f"port {port}\nbind {ports.LOOPBACK}\ndir {folder}\n"
+            f"port {port}\nbind {ports.LOOPBACK}\n"
             f"sentinel monitor {NAME} {ports.LOOPBACK} {primary_port} {quorum}\n"
             f"sentinel auth-pass {NAME} {password}\n"
             f"sentinel down-after-milliseconds {NAME} {down_after_ms}\n"

@@ -55,6 +55,28 @@ async def test_postgres_keeps_its_data_over_a_stop_and_another_start(data_folder
         assert await fetch_value(server.url, "select n from kept") == 1
 
 
+@pytest.mark.parametrize("name", ["with a space", "50% #1?", "it's \"quoted\""])
+async def test_both_bear_any_name_of_their_folders(
+    name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = data_folder / name
+    folder.mkdir()
+    folder.chmod(0o711)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    for _ in range(2):
+        async with (
+            postgres(folder / "p", durable=False) as database,
+            redis(folder / "r", tcp_port=None) as log,
+            Redis.from_url(log.url, retry=NO_RETRY) as client,
+        ):
+            assert database.run_folder.parent == log.run_folder.parent == folder
+            assert await fetch_value(database.url, "select 1") == 1
+            await client.incr("starts")
+    assert (folder / "r" / "appendonlydir").is_dir()
+    async with redis(folder / "r") as log, Redis.from_url(log.url, retry=NO_RETRY) as client:
+        assert await client.get("starts") == b"2"
+
+
 async def test_postgres_recovers_from_a_kill_on_the_same_url(data_folder: Path) -> None:
     async with postgres(data_folder) as server:
         url = server.url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,13 @@ def test_a_log_that_has_grown_too_far_is_moved_aside(tmp_path: Path, monkeypatch
     assert logs.rotated(log) == log
     assert not log.exists()
     assert (tmp_path / "server.log.1").read_text() == "x" * 11
+
+
+@pytest.mark.parametrize("name", ["one,two", "é" * 30, "x" * 61])
+def test_temporary_folders_are_where_a_socket_s_path_can_be(
+    name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfit = data_folder / name
+    unfit.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(unfit))
+    assert folders.temporary_parent(None) in (Path("/tmp"), Path("/var/tmp"))
