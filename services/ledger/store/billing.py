@@ -11,8 +11,9 @@ from typing import Final
 import asyncpg
 
 from services.common import pg, sql
-from services.common.errors import NotFoundError
+from services.common.errors import NotFoundError, OutOfRangeError
 from services.ledger.domain import pagination
+from services.ledger.domain.fields import INT64_MAX
 from services.ledger.domain.journals import AssetTotal, BooksReport, Entry, Journal, NewJournal
 from services.ledger.store.pages import Page, PageRequest, page_of
 
@@ -104,7 +105,7 @@ class BillingStore:
         """An account's balance, from its entries posted up to `as_of` (None: now).
 
         Raises:
-            NotFoundError: no such account.
+            NotFoundError: no such account. OutOfRangeError: the balance is more than an int64 holds.
         """
         if as_of is None:
             row = await self._pool.fetchrow(_queries.balance, account, asset)
@@ -112,7 +113,14 @@ class BillingStore:
             row = await self._pool.fetchrow(_queries.balance_at, account, asset, as_of)
         if row is None:
             raise NotFoundError("no such account", reason="ACCOUNT_NOT_FOUND")
-        return Balance(int(row["balance_e8"]), row["entry_count"])
+        balance_e8 = int(row["balance_e8"])
+        if abs(balance_e8) > INT64_MAX:
+            raise OutOfRangeError(
+                f"the balance is {balance_e8}, more than its field can hold",
+                reason="BALANCE_TOO_LARGE",
+                metadata={"balance_e8": str(balance_e8)},
+            )
+        return Balance(balance_e8, row["entry_count"])
 
     async def page(self, account: str | None, request: PageRequest) -> Page[Journal]:
         """Journals in order of posting, or those that touch an account.

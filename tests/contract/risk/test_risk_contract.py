@@ -186,6 +186,18 @@ async def test_a_second_check_at_once_is_aborted(risk: RiskClient, fresh_databas
     await risk.check()
 
 
+async def test_an_override_that_waits_long_for_a_check_is_aborted(fresh_database: str, ledger: StandInLedger):
+    configured = risk_settings(fresh_database, ledger.port, check_lock_timeout_seconds=0.1)
+    connection = await asyncpg.connect(fresh_database)
+    try:
+        await connection.fetchval("select pg_advisory_lock($1)", CHECK_LOCK)
+        async with risk_running(configured) as risk:
+            code, info = await refused(risk, "OverrideTrust", REQUESTS["OverrideTrust"]())
+    finally:
+        await connection.close()
+    assert (code, info.metadata["retryable"]) == (Code.ABORTED, "true")
+
+
 @pytest.mark.parametrize("method", sorted(set(REQUESTS) - {"ReportOutcomes"}))
 async def test_without_its_database_it_is_unavailable(ledger: StandInLedger, method: str):
     nowhere = "postgresql://nobody@127.0.0.1:1/nothing"

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from execution.ledger.v1 import billing_service_pb2 as pb
-from services.common.errors import AbortedError, NotFoundError
+from services.common.errors import AbortedError, NotFoundError, OutOfRangeError
 from tests.integration.ledger.ledger_service import LedgerClient, refused, superuser, unique
 
 
@@ -96,6 +96,17 @@ async def test_amounts_of_the_whole_range_balance(ledger: LedgerClient) -> None:
     assert report.balanced
 
 
+async def test_a_balance_beyond_an_int64_is_told_in_the_error(ledger: LedgerClient) -> None:
+    largest = 2**63 - 1
+    for _ in range(2):
+        await post(ledger, journal(unique(), ("user:a", largest), ("user:b", -largest)))
+    error = await refused(balance(ledger, "user:b"))
+    assert (type(error), error.reason) == (OutOfRangeError, "BALANCE_TOO_LARGE")
+    assert error.metadata["balance_e8"] == str(-2 * largest)
+    report = await ledger.call("BillingService/CheckBooks", pb.CheckBooksRequest())
+    assert report.balanced
+
+
 async def test_journals_are_listed_in_order_of_posting_and_by_account(ledger: LedgerClient) -> None:
     made = []
     for number in range(6):
@@ -143,6 +154,19 @@ async def test_the_check_finds_a_journal_that_was_forged_in_the_database(
     assert not report.balanced
     assert list(report.unbalanced_journal_ids) == [posted.journal_id]
     assert report.totals[0].sum_e8 == 1
+
+
+async def test_the_check_tells_of_forged_sums_beyond_an_int64(
+    ledger: LedgerClient, fresh_database: str
+) -> None:
+    for _ in range(2):
+        await post(ledger, journal(unique(), ("user:a", 3), ("user:b", -3)))
+    async with superuser(fresh_database) as connection:
+        await connection.execute("set session_replication_role = replica")
+        await connection.execute("update ledger.billing_ledger set amount_e8 = 9223372036854775807")
+    report = await ledger.call("BillingService/CheckBooks", pb.CheckBooksRequest())
+    assert not report.balanced
+    assert report.totals[0].sum_e8 == 2**63 - 1
 
 
 INSERT_JOURNAL = """

@@ -296,7 +296,7 @@ class AssetTotal(_message.Message):
     asset: _builtins.str
     """Asset."""
     sum_e8: _builtins.int
-    """In 1e-8; 0 in sound books."""
+    """In 1e-8; 0 in sound books. What is beyond an int64 is told as the largest one of its sign."""
     entry_count: _builtins.int
     """How many entries."""
     def __init__(

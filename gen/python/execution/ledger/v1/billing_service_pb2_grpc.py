@@ -78,7 +78,8 @@ class BillingServiceServicer(object):
 
     def GetBalance(self, request, context):
         """GetBalance returns an account's balance in one asset, computed from its entries.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account), OUT_OF_RANGE (more than an int64 holds; ErrorInfo.metadata has
+        `balance_e8`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,8 @@ class BillingServiceStub:
     """
     GetBalance: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetBalanceRequest, _billing_service_pb2.GetBalanceResponse]
     """GetBalance returns an account's balance in one asset, computed from its entries.
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such account).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such account), OUT_OF_RANGE (more than an int64 holds; ErrorInfo.metadata has
+    `balance_e8`).
     """
     ListJournals: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.ListJournalsRequest, _billing_service_pb2.ListJournalsResponse]
     """ListJournals returns journals in order of posting, a page at a time.
@@ -69,7 +70,8 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """
     GetBalance: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetBalanceRequest, _billing_service_pb2.GetBalanceResponse]  # type: ignore[assignment]
     """GetBalance returns an account's balance in one asset, computed from its entries.
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such account).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such account), OUT_OF_RANGE (more than an int64 holds; ErrorInfo.metadata has
+    `balance_e8`).
     """
     ListJournals: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListJournalsRequest, _billing_service_pb2.ListJournalsResponse]  # type: ignore[assignment]
     """ListJournals returns journals in order of posting, a page at a time.
@@ -103,7 +105,8 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.GetBalanceResponse, _abc.Awaitable[_billing_service_pb2.GetBalanceResponse]]:
         """GetBalance returns an account's balance in one asset, computed from its entries.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account), OUT_OF_RANGE (more than an int64 holds; ErrorInfo.metadata has
+        `balance_e8`).
         """
 
     @_abc_1.abstractmethod

@@ -577,9 +577,9 @@ class OverrideTrustRequest(_message.Message):
     score: _builtins.float
     """0 to 100."""
     operator_name: _builtins.str
-    """Who decided, 1 to 100 characters."""
+    """Who decided, 1 to 100 characters, none of them a control character."""
     reason: _builtins.str
-    """Why, 1 to 500 characters."""
+    """Why, 1 to 500 characters, none of them a control character."""
     def __init__(
         self,
         *,

@@ -118,7 +118,7 @@ class RiskServiceServicer(object):
     def OverrideTrust(self, request, context):
         """OverrideTrust sets a user's trust on an operator's word, resumes what risk had paused, and forgets the user's outcomes
         up to now for scoring; it is stored with who and why. Only for operators.
-        Errors: INVALID_ARGUMENT.
+        Errors: INVALID_ARGUMENT, ABORTED (a check is running and takes long; try again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,7 @@ class RiskServiceStub:
     OverrideTrust: _grpc.UnaryUnaryMultiCallable[_risk_service_pb2.OverrideTrustRequest, _risk_service_pb2.OverrideTrustResponse]
     """OverrideTrust sets a user's trust on an operator's word, resumes what risk had paused, and forgets the user's outcomes
     up to now for scoring; it is stored with who and why. Only for operators.
-    Errors: INVALID_ARGUMENT.
+    Errors: INVALID_ARGUMENT, ABORTED (a check is running and takes long; try again).
     """
     RunCheck: _grpc.UnaryUnaryMultiCallable[_risk_service_pb2.RunCheckRequest, _risk_service_pb2.RunCheckResponse]
     """RunCheck scores everybody now, applies what follows, and returns when it is done. One check runs at a time.
@@ -95,7 +95,7 @@ class RiskServiceAsyncStub(RiskServiceStub):
     OverrideTrust: _aio.UnaryUnaryMultiCallable[_risk_service_pb2.OverrideTrustRequest, _risk_service_pb2.OverrideTrustResponse]  # type: ignore[assignment]
     """OverrideTrust sets a user's trust on an operator's word, resumes what risk had paused, and forgets the user's outcomes
     up to now for scoring; it is stored with who and why. Only for operators.
-    Errors: INVALID_ARGUMENT.
+    Errors: INVALID_ARGUMENT, ABORTED (a check is running and takes long; try again).
     """
     RunCheck: _aio.UnaryUnaryMultiCallable[_risk_service_pb2.RunCheckRequest, _risk_service_pb2.RunCheckResponse]  # type: ignore[assignment]
     """RunCheck scores everybody now, applies what follows, and returns when it is done. One check runs at a time.
@@ -160,7 +160,7 @@ class RiskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_risk_service_pb2.OverrideTrustResponse, _abc.Awaitable[_risk_service_pb2.OverrideTrustResponse]]:
         """OverrideTrust sets a user's trust on an operator's word, resumes what risk had paused, and forgets the user's outcomes
         up to now for scoring; it is stored with who and why. Only for operators.
-        Errors: INVALID_ARGUMENT.
+        Errors: INVALID_ARGUMENT, ABORTED (a check is running and takes long; try again).
         """
 
     @_abc_1.abstractmethod

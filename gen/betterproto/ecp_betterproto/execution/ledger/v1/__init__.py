@@ -475,7 +475,7 @@ class AssetTotal(betterproto2.Message):
 
     sum_e8: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
     """
-    In 1e-8; 0 in sound books.
+    In 1e-8; 0 in sound books. What is beyond an int64 is told as the largest one of its sign.
     """
 
     entry_count: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
@@ -2703,7 +2703,8 @@ class BillingServiceStub:
     def get_balance(self, message: "GetBalanceRequest") -> "GetBalanceResponse":
         """
         GetBalance returns an account's balance in one asset, computed from its entries.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account), OUT_OF_RANGE (more than an int64 holds; ErrorInfo.metadata has
+        `balance_e8`).
         """
 
         return self._channel.unary_unary(
@@ -2780,7 +2781,8 @@ class BillingServiceAsyncStub(betterproto2_grpclib.ServiceStub):
     ) -> "GetBalanceResponse":
         """
         GetBalance returns an account's balance in one asset, computed from its entries.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such account), OUT_OF_RANGE (more than an int64 holds; ErrorInfo.metadata has
+        `balance_e8`).
         """
 
         return await self._unary_unary(

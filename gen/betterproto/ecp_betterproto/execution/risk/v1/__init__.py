@@ -499,12 +499,12 @@ class OverrideTrustRequest(betterproto2.Message):
 
     operator_name: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    Who decided, 1 to 100 characters.
+    Who decided, 1 to 100 characters, none of them a control character.
     """
 
     reason: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
-    Why, 1 to 500 characters.
+    Why, 1 to 500 characters, none of them a control character.
     """
 
 
@@ -781,7 +781,7 @@ class RiskServiceStub:
         """
         OverrideTrust sets a user's trust on an operator's word, resumes what risk had paused, and forgets the user's outcomes
         up to now for scoring; it is stored with who and why. Only for operators.
-        Errors: INVALID_ARGUMENT.
+        Errors: INVALID_ARGUMENT, ABORTED (a check is running and takes long; try again).
         """
 
         return self._channel.unary_unary(
@@ -930,7 +930,7 @@ class RiskServiceAsyncStub(betterproto2_grpclib.ServiceStub):
         """
         OverrideTrust sets a user's trust on an operator's word, resumes what risk had paused, and forgets the user's outcomes
         up to now for scoring; it is stored with who and why. Only for operators.
-        Errors: INVALID_ARGUMENT.
+        Errors: INVALID_ARGUMENT, ABORTED (a check is running and takes long; try again).
         """
 
         return await self._unary_unary(
