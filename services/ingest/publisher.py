@@ -122,7 +122,7 @@ class Publisher:
                 await asyncio.sleep(backoff.next_delay())
 
     async def _wait_until_lost(self, shard: Shard) -> None:
-        """Waits until the connection is lost; cuts it when a flush takes too long."""
+        """Waits until the connection is lost; cuts it when a flush, or another call, takes too long."""
         while not shard.lost.is_set():
             metrics.OUTSTANDING.set(sum(one.outstanding_bytes for one in self.shards))
             metrics.CREDITS.set(self.credits(self._settings.signal_window))

@@ -61,6 +61,8 @@ class Shard:
         self._paused: set[Lane] = set()
         self._collecting: deque[Lane] = deque()
         self._flush: Flush | None = None
+        self._calls: deque[float] = deque()
+        """When the other calls were sent that have no answer yet; their senders bound how many there are."""
         self._answers: list[Reply] = []
         self._is_scheduled = False
 
@@ -263,18 +265,21 @@ class Shard:
             elif self._barrier.command:
                 answers.append(reply)
             else:
+                self._calls.popleft()
                 then(reply)
 
         def confirmed(reply: Reply) -> None:
             if not answers:
                 return
             if not isinstance(reply, Exception) and self._barrier.holds(reply):
+                self._calls.popleft()
                 then(answers[0])
                 return
             error = reply if isinstance(reply, Exception) else TimeoutError("not durable in time")
             then(error)
             self._start_over(error)
 
+        self._calls.append(time.monotonic())
         connection.send(arguments, answered)
         if self._barrier.command:
             connection.send(self._barrier.command, confirmed)
@@ -319,6 +324,7 @@ class Shard:
             metrics.LOG_FAILURES.inc()
             _log.warning("%s is lost: %s", self._keys.stream, reason)
         self._flush = None
+        self._calls.clear()
         self._answers = []
         self._collecting.clear()
         self.outstanding_bytes = 0
@@ -346,10 +352,12 @@ class Shard:
             lane.owner.log_restored(made.heads.get(lane))
 
     def cut_if_stalled(self) -> None:
-        """Ends the connection when a flush has been under way for too long."""
+        """Ends the connection when a flush, or another call, has been under way for too long."""
         limit_seconds = self._settings.redis_timeout_seconds + self._settings.durability_timeout_seconds
-        flush = self._flush
-        if flush is not None and time.monotonic() - flush.sent_at_seconds > limit_seconds:
+        sent_at = [] if self._flush is None else [self._flush.sent_at_seconds]
+        if self._calls:
+            sent_at.append(self._calls[0])
+        if sent_at and time.monotonic() - min(sent_at) > limit_seconds:
             self._start_over(TimeoutError("the log does not answer in time"))
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from execution.common.v1 import position_pb2
+from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.ingest.v1 import frames_pb2 as pb
 from mesh.embedded import RedisServer, redis
 from services.common import log, stream
@@ -74,6 +74,52 @@ async def test_a_session_outlives_a_log_that_stalls(own_redis: RedisServer, ledg
         await retried(master, 2, 3)
         async with stream.connect(own_redis.url) as client:
             assert list(signals_in(await read_log(client))) == [1, 2, 3, 4]
+
+
+async def test_a_login_while_the_log_stalls_is_unavailable_and_may_be_repeated(
+    own_redis: RedisServer, ledger: StandInLedger
+):
+    """Nothing is being appended: the login alone waits for the log."""
+    limits = {"redis_timeout_seconds": 0.3, "durability_timeout_seconds": 0.2}
+    async with (
+        ingest_running(own_redis.url, ledger.port, **limits) as ingest,
+        connected(ingest.port) as master,
+    ):
+        await master.greet()
+        login = master.keys.login(login_body(master.who).SerializeToString())
+        os.kill(own_redis.pid, os_signals.SIGSTOP)
+        try:
+            master.send(login)
+            assert (await master.rejected_with(pb.REJECT_CODE_UNAVAILABLE)).retryable
+            assert not ingest.publisher.is_ready
+        finally:
+            os.kill(own_redis.pid, os_signals.SIGCONT)
+        await until(lambda: ingest.publisher.is_ready)
+        master.send(login)
+        await master.expect("welcome")
+
+
+async def test_a_snapshot_while_the_log_stalls_is_unavailable_and_may_be_repeated(
+    own_redis: RedisServer, ledger: StandInLedger
+):
+    limits = {"redis_timeout_seconds": 0.3, "durability_timeout_seconds": 0.2}
+    async with (
+        ingest_running(own_redis.url, ledger.port, **limits) as ingest,
+        logged_in(ingest.port) as master,
+    ):
+        snapshot = master.keys.snapshot_frame(
+            snapshot_pb2.Snapshot(master_id=1, taken_at_us=1, account_mode=1)
+        )
+        os.kill(own_redis.pid, os_signals.SIGSTOP)
+        try:
+            master.send(snapshot)
+            reject = await master.rejected_with(pb.REJECT_CODE_UNAVAILABLE)
+            assert (reject.sequence, reject.retryable) == (0, True)
+        finally:
+            os.kill(own_redis.pid, os_signals.SIGCONT)
+        await until(lambda: ingest.publisher.is_ready)
+        master.send(snapshot)
+        assert (await master.expect("ack")).ack.durability == position_pb2.DURABILITY_APPENDED
 
 
 async def retried(master: RawMaster, first: int, count: int) -> None:
