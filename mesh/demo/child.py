@@ -100,15 +100,16 @@ class Player:
 
 @asynccontextmanager
 async def playing(
-    name: str, spec: dict[str, Any], folder: Path, on_message: Callable[[Message], None]
+    name: str, spec: dict[str, Any], folder: Path, on_message: Callable[[Message], None], *, sockets: Path
 ) -> AsyncIterator[Player]:
     """Starts `python -m mesh.demo.play_NAME` with `spec` in a private file, and stops it at the end.
 
-    The spec gets `wire`, the socket to connect to, and `folder`, where the child leaves its books.
+    The spec gets `wire`, the socket to connect to, and `folder`, where the child leaves its books. The socket is made
+    in `sockets`, a private folder whose path is short enough for one.
     """
     books = folder / name
     books.mkdir()
-    wire_path, spec_path, log_file = folder / f"{name}.sock", folder / f"{name}.json", folder / f"{name}.log"
+    wire_path, spec_path, log_file = sockets / f"{name}.sock", folder / f"{name}.json", folder / f"{name}.log"
     _write_spec(spec_path, {**spec, "wire": str(wire_path), "folder": str(books)})
     players: list[Player] = []
     async with listening(wire_path, lambda wire: players[0].connected(wire)):

@@ -8,7 +8,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ class Demo:
         await asyncio.to_thread(self._provision)
         async with (
             self._background(),
-            playing("subscribers", self._subscribers_spec(), self._folder, self._hear) as followers,
-            playing("masters", self._masters_spec(), self._folder, self._hear) as traders,
+            self._playing("subscribers", self._subscribers_spec()) as followers,
+            self._playing("masters", self._masters_spec()) as traders,
         ):
             self.board.phase = "connecting"
             await followers.hear("ready", seconds_max=READY_SECONDS_MAX)
@@ -94,6 +94,9 @@ class Demo:
             await self._last_checks()
         self.board.phase = "reconciling"
         return await self._reconcile(closed)
+
+    def _playing(self, name: str, spec: dict[str, Any]) -> AbstractAsyncContextManager[Player]:
+        return playing(name, spec, self._folder, self._hear, sockets=self.mesh.folder)
 
     def _make_folder(self) -> None:
         try:
@@ -188,12 +191,14 @@ class Demo:
 
     async def _persistently(self, call: Callable[[], str]) -> str:
         """Makes a call again while a service is away: the demo goes on though one is killed."""
-        async with asyncio.timeout(READY_SECONDS_MAX):
-            while True:
-                try:
-                    return await asyncio.to_thread(call)
-                except grpc.RpcError:
-                    await asyncio.sleep(TRUST_POLL_SECONDS)
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while True:
+            try:
+                return await asyncio.to_thread(call)
+            except grpc.RpcError as error:
+                if time.monotonic() > deadline:
+                    raise RefusedError(describe(error)) from error
+                await asyncio.sleep(TRUST_POLL_SECONDS)
 
     async def _last_checks(self) -> None:
         """Lets risk look at everything that was reported; a pause needs two checks that agree."""

@@ -55,7 +55,7 @@ async def test_postgres_keeps_its_data_over_a_stop_and_another_start(data_folder
         assert await fetch_value(server.url, "select n from kept") == 1
 
 
-@pytest.mark.parametrize("name", ["with a space", "50% #1?", "it's \"quoted\""])
+@pytest.mark.parametrize("name", ["with a space", "50% #1?", 'it\'s "quoted"'])
 async def test_both_bear_any_name_of_their_folders(
     name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
