@@ -47,6 +47,8 @@ class Handshake:
         self.masters: frozenset[int] | None = None
         """Who may log in here; None is anybody."""
         self.step = Step.HELLO
+        self.was_put_off = False
+        """Whether a login was told to come again, as ledger or log could not be reached."""
 
     @property
     def master_id(self) -> int:
@@ -147,7 +149,8 @@ class Handshake:
 
     def refused(self, code: pb.RejectCode.ValueType, message: str) -> None:
         """The ledger or the log said no. After UNAVAILABLE the client may send its Login again."""
-        retry_after_ms = self._limits.retry_after_ms if code == pb.REJECT_CODE_UNAVAILABLE else 0
+        self.was_put_off = code == pb.REJECT_CODE_UNAVAILABLE
+        retry_after_ms = self._limits.retry_after_ms if self.was_put_off else 0
         self._outbox.reject(code, message, retry_after_ms=retry_after_ms)
         self.step = Step.LOGIN
 

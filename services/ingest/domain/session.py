@@ -151,6 +151,7 @@ class Session:
             self.intake.snapshot_stored(command)
         else:
             self.intake.snapshot_not_stored()
+        self._settle()
 
     def log_failed(self) -> None:
         """The log does not answer."""
@@ -202,7 +203,7 @@ class Session:
         limits = self.limits
         if self.intake is None:
             if now_seconds - self._opened_at > limits.login_seconds_max:
-                self.end(pb.REJECT_CODE_UNAUTHENTICATED, "no login in time")
+                self._end_login()
                 return "unauthenticated_seconds"
             return None
         authorisation = self.handshake.authorisation
@@ -236,6 +237,13 @@ class Session:
         return frames
 
     # Inside
+
+    def _end_login(self) -> None:
+        """No session was opened in time; a client that did its part is only sent away."""
+        if self.is_waiting or self.handshake.was_put_off:
+            self.say_bye("the login could not be decided in time: log in again")
+        else:
+            self.end(pb.REJECT_CODE_UNAUTHENTICATED, "no login in time")
 
     def _leave(self) -> None:
         self._is_leaving = True

@@ -215,6 +215,24 @@ def test_no_login_in_time_is_unauthenticated():
     assert dialogue.is_closed
 
 
+def test_a_login_that_we_could_not_decide_in_time_is_sent_away_and_not_called_unauthenticated():
+    """The client did its part: it is to connect again soon, and not to ask an operator."""
+    refused = Dialogue(Limits(login_seconds_max=3))
+    refused.hello()
+    refused.login()
+    refused.session.refused(pb.REJECT_CODE_UNAVAILABLE, "the ledger is away")
+    refused.answers()
+    waiting = Dialogue(Limits(login_seconds_max=3))
+    waiting.hello()
+    waiting.login()
+    for dialogue in (refused, waiting):
+        dialogue.pass_time(3.1)
+        limit = dialogue.session.tick(dialogue.now_us, dialogue.now_seconds)
+        assert limit == "unauthenticated_seconds"
+        assert [frame.WhichOneof("frame") for frame in dialogue.answers()] == ["bye"]
+        assert dialogue.is_closed
+
+
 def test_a_bye_before_the_login_is_answered():
     dialogue = Dialogue()
     (frame,) = dialogue.send(pb.ClientFrame(bye=pb.Bye()))
