@@ -70,6 +70,7 @@ class Intake:
         """Taken and not yet handed to the log; the driver takes them after each chunk of frames."""
         self._under_way: deque[Run] = deque()
         self._signals_under_way = 0
+        self._snapshots_under_way = 0
         self._digest = head.digest
         self._last_signal: Signal | None = None
         self._log_is_up = True
@@ -86,7 +87,7 @@ class Intake:
     @property
     def is_idle(self) -> bool:
         """Whether everything taken is durable or refused."""
-        return not self._under_way
+        return not self._under_way and not self._snapshots_under_way
 
     # Frames
 
@@ -164,6 +165,7 @@ class Intake:
             self._reject_snapshot(pb.REJECT_CODE_RATE_LIMITED, "", "too many snapshots")
         else:
             snapshot.as_of.epoch = self.epoch
+            self._snapshots_under_way += 1
             self._outbox.commands.append(
                 StoreSnapshot(snapshot.SerializeToString(), self.epoch, snapshot.as_of.sequence)
             )
@@ -187,6 +189,7 @@ class Intake:
 
     def snapshot_stored(self, command: StoreSnapshot) -> None:
         """The snapshot is in the log."""
+        self._snapshots_under_way -= 1
         ack = pb.Ack(
             sequence=self.durable,
             durability=self._limits.durability,
@@ -197,6 +200,7 @@ class Intake:
 
     def snapshot_not_stored(self) -> None:
         """The log could not take the snapshot."""
+        self._snapshots_under_way -= 1
         self._reject_snapshot(pb.REJECT_CODE_UNAVAILABLE, "", "the log cannot be reached")
 
     def log_failed(self) -> None:
@@ -260,8 +264,13 @@ class Intake:
 
     def _comes_partly_next(self, batch: pb.SignalBatch, first: int, last: int) -> bool:
         """Deals with a batch that is not simply the next one; True if its later part is to be taken now."""
+        if self._is_conflict(batch):
+            self._reject_conflict()
+            return False
         if last < self.expected:
-            self._take_duplicate(batch, last)
+            # What is still under way will be acknowledged when it is durable.
+            self._outbox.duplicates += last - first + 1
+            self._ack_due = True
             return False
         if self._is_refused_for_state(first):
             return False
@@ -292,16 +301,12 @@ class Intake:
             return False
         return True
 
-    def _take_duplicate(self, batch: pb.SignalBatch, last: int) -> None:
-        if last == self.expected - 1 and self._last_digest() not in (
-            NO_DIGEST,
-            digest_of(batch.signals[-1]),
-        ):
-            self._reject_conflict()
-            return
-        self._outbox.duplicates += len(batch.signals)
-        # What is still under way will be acknowledged when it is durable.
-        self._ack_due = True
+    def _is_conflict(self, batch: pb.SignalBatch) -> bool:
+        """Whether the batch holds the last sequence taken, with other content."""
+        index = self.expected - 1 - batch.first_sequence
+        if not 0 <= index < len(batch.signals):
+            return False
+        return self._last_digest() not in (NO_DIGEST, digest_of(batch.signals[index]))
 
     def _snapshot_problem(self, snapshot: Snapshot) -> Problem | None:
         if snapshot.master_id != self._master_id:

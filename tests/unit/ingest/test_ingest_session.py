@@ -104,6 +104,16 @@ def test_the_last_sequence_with_other_content_is_a_conflict(is_durable: bool):
     assert dialogue.is_closed
 
 
+def test_the_last_sequence_with_other_content_is_a_conflict_also_where_more_follows_it():
+    dialogue = Dialogue().open()
+    dialogue.send_signals(1, 2)
+    dialogue.append()
+    reject = only_reject(dialogue.send_signals(2, 2, price_e8=1))
+    assert (reject.code, reject.sequence) == (pb.REJECT_CODE_CONFLICT, 2)
+    assert dialogue.taken() == []
+    assert dialogue.is_closed
+
+
 def test_a_conflict_is_noticed_across_sessions():
     before = Dialogue()
     last = before.signal(7)

@@ -135,6 +135,24 @@ def test_a_bye_is_answered_by_the_last_ack():
     assert dialogue.is_closed
 
 
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize("is_leaving", [True, False])
+def test_a_snapshot_under_way_is_answered_before_the_goodbye(is_leaving: bool, is_stored: bool):
+    dialogue = Dialogue().open()
+    dialogue.send(dialogue.snapshot(0))
+    (command,) = dialogue.session.take_commands()
+    assert isinstance(command, StoreSnapshot)
+    if is_leaving:
+        dialogue.send(pb.ClientFrame(bye=pb.Bye()))
+    else:
+        dialogue.session.drain(0)
+        dialogue.answers()
+    assert not dialogue.is_closed
+    dialogue.session.snapshot_stored(command, is_stored)
+    answer = "ack" if is_stored else "reject"
+    assert [frame.WhichOneof("frame") for frame in dialogue.answers()] == [answer, "bye"]
+
+
 def test_draining_takes_no_more_and_says_goodbye_when_all_is_durable():
     dialogue = Dialogue().open()
     dialogue.send_signals(1)
