@@ -14,6 +14,7 @@ LOOPBACK = "127.0.0.1"
 FIRST_PORT = 20_000
 EPHEMERAL_PORT_DEFAULT = 32_768
 BLOCK_PORTS = 32
+BLOCKS_MIN = 64
 
 
 class PortBlock:
@@ -77,4 +78,13 @@ def _ephemeral_first() -> int:
         text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
     except OSError:
         return EPHEMERAL_PORT_DEFAULT
-    return max(int(text.split()[0]), FIRST_PORT + 2 * BLOCK_PORTS)
+    return end_of_blocks(int(text.split()[0]))
+
+
+def end_of_blocks(ephemeral_first: int) -> int:
+    """The port before which blocks end, for a machine whose outgoing connections get ports from `ephemeral_first` on.
+
+    Where that leaves room for few blocks, as `ip_local_port_range = 1024 65535` does, blocks lie among those ports.
+    """
+    fits = ephemeral_first >= FIRST_PORT + BLOCKS_MIN * BLOCK_PORTS
+    return ephemeral_first if fits else EPHEMERAL_PORT_DEFAULT

@@ -169,3 +169,8 @@ def test_a_port_that_somebody_listens_on_is_passed_over() -> None:
 def test_a_block_ends() -> None:
     with ports.port_block() as block, pytest.raises(ConfigurationError, match="no free port left"):
         [block.take() for _ in range(ports.BLOCK_PORTS)]
+
+
+@pytest.mark.parametrize(("ephemeral_first", "end"), [(32_768, 32_768), (49_152, 49_152), (1_024, 32_768)])
+def test_blocks_of_ports_do_not_run_out_where_any_port_is_ephemeral(ephemeral_first: int, end: int) -> None:
+    assert ports.end_of_blocks(ephemeral_first) == end
