@@ -21,7 +21,13 @@ from mesh.errors import EXIT_CONFIGURATION, ConfigurationError, MeshError
 from mesh.ports import LOOPBACK, PortBlock, is_free, port_block
 from mesh.process import spawn
 from mesh.runfile import SERVICES, RunFile
-from mesh.supervisor import ServiceSpec, Supervised, in_words
+from mesh.supervisor import (
+    RESTART_DELAY_SECONDS,
+    RESTART_DELAY_SECONDS_MAX,
+    ServiceSpec,
+    Supervised,
+    in_words,
+)
 
 DATABASE = "execution_control"
 MIGRATED = ("ledger", "risk")
@@ -54,6 +60,8 @@ class Mesh:
     folder: Path
     data: Path | None
     services: dict[str, Supervised] = field(default_factory=dict)
+    troubles: dict[str, str] = field(default_factory=dict)
+    """Why a data server that died could not be started again yet, by its name."""
 
     def run_file(self) -> RunFile:
         """What others need to find it."""
@@ -95,7 +103,7 @@ async def running(options: MeshOptions) -> AsyncIterator[Mesh]:
         for name in MIGRATED:
             await _migrate(name, environments[name], mesh.folder)
         await stack.enter_async_context(_services(mesh, environments))
-        await stack.enter_async_context(_kept_alive(servers))
+        await stack.enter_async_context(kept_alive(servers, mesh.troubles))
         yield mesh
 
 
@@ -109,15 +117,25 @@ async def _create_database(admin_url: str) -> None:
 
 
 @asynccontextmanager
-async def _kept_alive(servers: Servers) -> AsyncIterator[None]:
-    """Starts an embedded server again when it dies, as an operating system's supervisor would."""
+async def kept_alive(servers: Servers, troubles: dict[str, str]) -> AsyncIterator[None]:
+    """Starts an embedded server again when it dies, as an operating system's supervisor would.
 
-    async def keep(server: PostgresServer | RedisServer) -> None:
+    What keeps one from starting stands in `troubles` until it runs again; it is tried again and again.
+    """
+
+    async def keep(name: str, server: PostgresServer | RedisServer) -> None:
         while True:
-            await server.wait()
-            await server.start()
+            try:
+                await server.wait()
+                await asyncio.sleep(RESTART_DELAY_SECONDS)
+                await server.start()
+                troubles.pop(name, None)
+            except MeshError as error:
+                troubles[name] = str(error)
+                await asyncio.sleep(RESTART_DELAY_SECONDS_MAX)
 
-    keepers = [asyncio.create_task(keep(server)) for server in (servers.postgres, servers.redis) if server]
+    named = {"PostgreSQL": servers.postgres, "Redis": servers.redis}
+    keepers = [asyncio.create_task(keep(name, server)) for name, server in named.items() if server]
     try:
         yield
     finally:

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
@@ -17,9 +16,9 @@ from mesh.connection import Connection, RefusedError, describe
 from mesh.demo.cast import Behaviour, MasterRole, SubscriberRole
 from mesh.demo.provision import MasterCredentials, Provisioner
 from mesh.demo.trader import Trader
-from mesh.errors import ConfigurationError, MeshError
+from mesh.embedded.folders import locked_data_folder
+from mesh.errors import MeshError
 from mesh.hints import Guest
-from mesh.process import process_exists
 from mesh.running import Mesh, MeshOptions, running
 
 FOREVER_SECONDS = float("inf")
@@ -46,8 +45,8 @@ async def keep_up(
         MeshError: something did not start.
     """
     folder = options.mesh.data or runfile.DEFAULT_FOLDER
-    _require_alone(folder)
     async with AsyncExitStack() as stack:
+        stack.enter_context(locked_data_folder(folder, others_may_pass=True))
         mesh = await stack.enter_async_context(running(options.mesh))
         run_file = mesh.run_file()
         run_file.write(folder)
@@ -60,19 +59,6 @@ async def keep_up(
             tasks.create_task(_watch(mesh, tell))
             if options.signals_per_second:
                 tasks.create_task(trader.trade(FOREVER_SECONDS, options.signals_per_second))
-
-
-def _require_alone(folder: Path) -> None:
-    if not (folder / runfile.FILE_NAME).exists():
-        return
-    try:
-        pid = runfile.read(folder).pid
-    except ConfigurationError:
-        return
-    if process_exists(pid):
-        raise ConfigurationError(
-            f"a mesh runs here already (process {pid}): stop it, or give this one a folder of its own with --data"
-        )
 
 
 def _provision(mesh: Mesh) -> tuple[MasterCredentials, Guest]:
@@ -111,9 +97,14 @@ async def _until_open(trader: Trader, mesh: Mesh) -> None:
 
 async def _watch(mesh: Mesh, tell: Callable[[str], None]) -> None:
     known = {service.name: service.restarts for service in mesh.services.values()}
+    told: dict[str, str] = {}
     while True:
         await asyncio.sleep(WATCH_SECONDS)
         for service in mesh.services.values():
             if service.restarts > known[service.name] and service.serving:
                 known[service.name] = service.restarts
                 tell(f"{service.name} died and was started again; its log is {service.spec.log_file}")
+        for name, trouble in mesh.troubles.items():
+            if told.get(name) != trouble:
+                tell(f"{name} died and does not start again: {trouble}")
+        told = dict(mesh.troubles)

@@ -241,6 +241,7 @@ class Demo:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch_services(self) -> None:
+        told: dict[str, str] = {}
         while True:
             self.board.elapsed_seconds = time.monotonic() - self._started
             for service in self.mesh.services.values():
@@ -248,6 +249,10 @@ class Demo:
                 if service.restarts > row.restarts:
                     self.board.tell(f"{service.name} died and was started again")
                 row.state, row.restarts = service.state, service.restarts
+            for name, trouble in self.mesh.troubles.items():
+                if told.get(name) != trouble:
+                    self.board.tell(f"{name} died and does not start again: {trouble}")
+            told = dict(self.mesh.troubles)
             await asyncio.sleep(BOARD_SECONDS)
 
     async def _watch_trust(self) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from execution.fanout.v1.fanout_service_pb2_grpc import FanoutServiceStub
+from mesh import runfile
 
 ECP = [sys.executable, "-P", "-m", "mesh.cli"]
 START_SECONDS_MAX = 90.0
@@ -204,7 +205,16 @@ def test_bad_input_is_one_clear_message(up: Up, arguments: tuple[str, ...], code
 def test_a_second_mesh_on_the_same_folder_is_refused(up: Up) -> None:
     done = up.run("up")
     assert done.returncode == 3
-    assert "runs here already" in done.stderr
+    assert f"in use by process {up.process.pid}" in done.stderr
+
+
+def test_what_a_killed_mesh_left_keeps_nobody_out(data_folder: Path) -> None:
+    """Its number may be anybody's by now, in a container even that of the next mesh itself."""
+    left = runfile.RunFile(os.getpid(), "", {}, {}, "", "", "", str(data_folder))
+    left.write(data_folder)
+    up = start(data_folder)
+    assert runfile.read(data_folder).pid == up.process.pid
+    assert stop(up) == 128 + signal.SIGINT
 
 
 def test_a_port_in_use_is_one_clear_line(up: Up, data_folder: Path) -> None:

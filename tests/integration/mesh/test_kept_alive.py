@@ -1,0 +1,44 @@
+"""Data servers of a mesh that die: started again, or else said why not, and tried until they start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from mesh import supervisor
+from mesh.embedded import Servers, redis
+from mesh.running import kept_alive
+
+WAIT_SECONDS_MAX = 30.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        while not condition():  # noqa: ASYNC110  (what is waited for sets no event)
+            await asyncio.sleep(0.02)
+
+
+async def test_a_server_that_cannot_start_is_told_and_tried_until_it_does(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.running.RESTART_DELAY_SECONDS_MAX", supervisor.RESTART_DELAY_SECONDS)
+    troubles: dict[str, str] = {}
+    async with redis(data_folder, appendfsync="always") as server:
+        async with Redis.from_url(server.url) as client:
+            await client.set("kept", 1)
+        async with kept_alive(Servers("", server.url, None, server), troubles):
+            manifest = data_folder / "appendonlydir" / "appendonly.aof.manifest"
+            intact = manifest.read_bytes()
+            manifest.write_bytes(b"nonsense\n")
+            server.kill()
+            await until(lambda: "Redis" in troubles)
+            assert "Redis did not start" in troubles["Redis"]
+
+            manifest.write_bytes(intact)
+            await until(lambda: not troubles)
+            async with Redis.from_url(server.url) as client:
+                assert await client.get("kept") == b"1"
