@@ -191,6 +191,8 @@ class Connection(asyncio.Protocol):
         if self._pauses or not self._is_input_paused or self._transport is None or self._is_closing:
             return
         self._is_input_paused = False
+        # What is missing of a frame could not come in meanwhile: its time begins anew.
+        self._frame_since = None
         self._transport.resume_reading()
         # Not from here: a resume may come in the middle of handing out the log's answers.
         asyncio.get_running_loop().call_soon(self._pull)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from prometheus_client import REGISTRY
 
 from execution.common.v1 import signal_pb2
 from execution.ingest.v1 import frames_pb2 as pb
+from services.common.clock import now_us
 from services.ingest.app import Running
 from tests.integration.ingest.cuts import cut, rejected
 from tests.integration.ingest.front_door import ingest_running
@@ -83,6 +85,23 @@ async def test_a_byte_now_and_then_does_not_hold_a_connection(redis_url: str, le
         frames = await ending
         assert frames[-1].reject.code == pb.REJECT_CODE_MALFORMED
     assert cut("slow_frame") == before + 1
+
+
+async def test_a_frame_is_not_slow_while_we_do_not_read(ingest: Running):
+    """What the log's being behind costs is not the client's fault."""
+    async with logged_in(ingest.port) as master:
+        (connection,) = ingest.front_door._connections.places.all()
+        frame = framed(pb.ClientFrame(ping=pb.Ping(id=5)).SerializeToString())
+        master.send_bytes(frame[:3])
+        await until(lambda: connection._decoder.pending_bytes == 3)
+        begun_at = time.monotonic()
+        connection.pause("held")
+        await asyncio.sleep(0.05)
+        connection.resume("held")
+        # The rest may only be read in a later turn of the loop; until then the time begins anew.
+        connection.tick(now_us(), begun_at + ingest.door.settings.frame_seconds_max + 0.02)
+        master.send_bytes(frame[3:])
+        assert (await master.expect("pong")).pong.id == 5
 
 
 async def test_a_session_in_which_nothing_is_heard_is_ended(redis_url: str, ledger: StandInLedger):
