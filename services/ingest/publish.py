@@ -169,6 +169,9 @@ async def publish(
     reading = asyncio.create_task(stream.read(requests), name=f"publish {peer_address}")
     try:
         await stream.serve(write)
+        if reading.done() and not reading.cancelled():
+            # A fault of ours must not pass for the client's end.
+            reading.result()
     finally:
         door.streams.leave(stream.peer)
         reading.cancel()

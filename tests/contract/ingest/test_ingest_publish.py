@@ -18,6 +18,7 @@ from mesh.embedded import redis
 from services.common import stream
 from services.common.stream import Redis
 from services.ingest.app import Running
+from services.ingest.domain.session import Session
 from tests.contract.ingest.bridge import Bridge
 from tests.contract.ingest.operator import Operator
 from tests.integration.ingest.cuts import cut
@@ -49,6 +50,20 @@ async def test_publish_carries_the_same_frames(bridge: Bridge, ingest: Running):
     assert await bridge.receive() is None
     assert await bridge.call.code() == grpc.StatusCode.OK
     await until(lambda: len(ingest.door.sessions) == 0)
+
+
+async def test_a_fault_of_ours_while_a_frame_is_taken_is_internal_and_logged(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    await bridge.log_in()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Session, "receive_frame", fail)
+    await bridge.send(frames_pb2.ClientFrame(ping=frames_pb2.Ping(id=1)))
+    assert await bridge.call.code() == grpc.StatusCode.INTERNAL
+    assert "a fault of ours" in caplog.text
 
 
 async def test_publish_follows_the_sequence_rule(bridge: Bridge, log_client: Redis):
