@@ -11,7 +11,12 @@ with unseen as (
     select outbox_id, nextval('ledger.event_id_seq') as event_id
       from (select outbox_id from unseen order by outbox_id) as in_order
 )
-update ledger.outbox as o set event_id = numbered.event_id from numbered where o.outbox_id = numbered.outbox_id
+update ledger.outbox as o
+   set event_id = numbered.event_id
+  from numbered
+ where o.outbox_id = numbered.outbox_id
+   -- Asked again when the row was locked: a former leader may just have numbered it.
+   and o.event_id is null
 
 -- name: oldest
 select event_id, created_at, payload

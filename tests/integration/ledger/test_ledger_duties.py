@@ -15,10 +15,11 @@ from execution.ledger.v1 import archive_service_pb2, events_pb2
 from execution.ledger.v1 import license_service_pb2 as licenses
 from execution.ledger.v1 import user_service_pb2 as users
 from mesh.embedded import PostgresServer, RedisServer, postgres, redis
-from services.common import migrations, stream
+from services.common import migrations, pg, stream
 from services.common.errors import UnavailableError
 from services.ledger import app
 from services.ledger.settings import LedgerSettings
+from services.ledger.store.outbox import OutboxStore
 from tests.integration.ledger.ledger_service import (
     LedgerClient,
     append,
@@ -112,6 +113,29 @@ async def test_a_published_event_that_was_not_forgotten_comes_again_under_its_nu
         await revoked(ledger, await ledger.user())
         events = await told(redis_url, 2)
     assert [event.event_id for event in events] == [number, number + 1]
+
+
+async def test_an_event_that_a_former_leader_numbers_meanwhile_keeps_that_number(
+    fresh_database: str,
+) -> None:
+    async with superuser(fresh_database) as connection, pg.pool(fresh_database) as pool:
+        await connection.execute("insert into ledger.outbox (payload) values (''), ('')")
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("update ledger.outbox set event_id = nextval('ledger.event_id_seq')")
+        numbering = asyncio.create_task(OutboxStore(pool).number_new(count=10))
+
+        async def waits() -> bool:
+            return await connection.fetchval(
+                "select exists (select from pg_stat_activity"
+                " where datname = current_database() and wait_event_type = 'Lock')"
+            )
+
+        await eventually(waits)
+        await transaction.commit()
+        await numbering
+        numbers = await connection.fetch("select event_id from ledger.outbox order by outbox_id")
+        assert [row["event_id"] for row in numbers] == [1, 2]
 
 
 async def test_an_event_that_somebody_holds_locked_waits_and_ends_nothing(
