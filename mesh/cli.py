@@ -6,17 +6,20 @@ here.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from mesh import __version__
 from mesh.commands import admin_synchrony, bench, check, demo, fuzz, gen, lock, status, test, torture, up
-from mesh.errors import MeshError
+from mesh.errors import EXIT_CONFIGURATION, EXIT_USAGE, MeshError
 
 RUN = "Run"
 DEVELOP = "Develop"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 app = typer.Typer(
     name="ecp",
@@ -64,8 +67,25 @@ def main() -> None:
     try:
         app(prog_name="ecp")
     except MeshError as error:
-        print(f"ecp: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except UnicodeEncodeError as error:
+        _fail(f"{error.object[: error.end]!a} is not text in {error.encoding}", EXIT_USAGE)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _discard_output()
+        _fail(f"cannot write {error.filename or 'the output'}: {error.strerror}", EXIT_CONFIGURATION)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"ecp: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _discard_output() -> None:
+    """What is still to be written would fail again when the interpreter ends, with words and a code of its own."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
 
 
 if __name__ == "__main__":

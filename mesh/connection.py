@@ -31,7 +31,13 @@ class Connection:
         self._channels: dict[str, grpc.Channel] = {}
 
     def stub(self, service: str, kind: Callable[[grpc.Channel], Stub]) -> Stub:
-        """A stub for one of ingest, fanout, ledger and risk."""
+        """A stub for one of ingest, fanout, ledger and risk.
+
+        Raises:
+            ConfigurationError: nobody said where it is.
+        """
+        if service not in self._addresses:
+            raise ConfigurationError(f"{service.upper()}_ADDRESS is not set: name where {service} answers")
         if service not in self._channels:
             channel = grpc.insecure_channel(self._addresses[service])
             self._channels[service] = grpc.intercept_channel(channel, _Operator(self._token))
@@ -96,6 +102,10 @@ def _from_environment() -> Connection | None:
     if not token:
         raise ConfigurationError(
             "OPERATOR_TOKEN is not set: name the operator's token beside the services' addresses"
+        )
+    if not token.isascii() or not token.isprintable():
+        raise ConfigurationError(
+            "OPERATOR_TOKEN holds characters that no token has: is there a line end in it?"
         )
     return Connection({name: address for name, address in found.items() if address}, token)
 

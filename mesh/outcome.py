@@ -100,6 +100,6 @@ def finish(report: Report, json_file: Path | None) -> None:
         write_json(json_file, report.as_json())
     finally:
         for line in report.summary():
-            print(line)
+            typer.echo(line)
     if not report.is_sound:
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ from execution.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from execution.ledger.v1 import archive_service_pb2, archive_service_pb2_grpc
 from execution.risk.v1 import risk_service_pb2, risk_service_pb2_grpc
 from mesh.connection import Connection, describe
+from mesh.errors import ConfigurationError
 from mesh.runfile import SERVICES
 
 ROWS_MAX = 1_000
@@ -92,6 +93,8 @@ def read(connection: Connection) -> Status:
             step()
         except grpc.RpcError as error:
             status.problems.append(f"{label}: {describe(error)}")
+        except ConfigurationError as error:
+            status.problems.append(f"{label}: {error}")
     return status
 
 
@@ -101,6 +104,8 @@ def _health(connection: Connection, service: str) -> str:
             service, health_pb2_grpc.HealthStub
         )  # the stub package leaves its methods out
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+    except ConfigurationError:
+        return "UNKNOWN"
     except grpc.RpcError as error:
         return describe(error).partition(":")[0]
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
     from mesh.connection import Connection
 
+INT64_MAX = 2**63 - 1
+UINT32_MAX = 2**32 - 1
+OVERLAP_HOURS_MAX = 30 * 24
+AMOUNT_MAX = INT64_MAX // 10**8
+
 admin = typer.Typer(
     name="admin", help="Create and change users, masters, licenses and subscriptions.", no_args_is_help=True
 )
@@ -39,6 +44,10 @@ RequestId = Annotated[
 PageSize = Annotated[int, typer.Option(min=1, max=1000, help="Rows to show.")]
 PageToken = Annotated[str, typer.Option(help="`next_page_token` of the page before.")]
 Reason = Annotated[str, typer.Option(help="Why, for the record.")]
+MasterId = Annotated[int, typer.Argument(min=1, max=INT64_MAX, help="The master's number.")]
+OverlapHours = Annotated[
+    float, typer.Option(min=0, max=OVERLAP_HOURS_MAX, help="How long what it replaces stays valid.")
+]
 
 
 class Mode(StrEnum):
@@ -85,11 +94,14 @@ def _duration(**parts: float) -> Duration:
 def _amount_e8(text: str) -> int:
     """An amount of money in units of 1e-8, exactly."""
     try:
-        scaled = Decimal(text).scaleb(8)
+        amount = Decimal(text)
     except InvalidOperation as error:
         raise typer.BadParameter(f"{text!r} is not an amount such as 49.90", param_hint="--fee") from error
-    if scaled != scaled.to_integral_value() or scaled < 0:
-        raise typer.BadParameter(f"{text!r} is negative or has more than 8 decimals", param_hint="--fee")
+    if not amount.is_finite() or not 0 <= amount <= AMOUNT_MAX:
+        raise typer.BadParameter(f"{text!r} is not between 0 and {AMOUNT_MAX}", param_hint="--fee")
+    scaled = amount.scaleb(8)
+    if scaled != scaled.to_integral_value():
+        raise typer.BadParameter(f"{text!r} has more than 8 decimals", param_hint="--fee")
     return int(scaled)
 
 
@@ -135,7 +147,9 @@ def create_master(
     owner: Annotated[str, typer.Option(help="UUID of the owner.")],
     name: Annotated[str, typer.Option(help="For people.")],
     mode: Annotated[Mode, typer.Option(help="Account mode.")] = Mode.HEDGING,
-    signals_per_second: Annotated[int, typer.Option(min=0, help="Average rate allowed; 0 is no limit.")] = 0,
+    signals_per_second: Annotated[
+        int, typer.Option(min=0, max=UINT32_MAX, help="Average rate allowed; 0 is no limit.")
+    ] = 0,
     request_id: RequestId = "",
     data: Data = None,
 ) -> None:
@@ -164,8 +178,8 @@ def list_masters(page_size: PageSize = 100, page_token: PageToken = "", data: Da
 
 @master.command("rotate-key")
 def rotate_key(
-    master_id: int,
-    overlap_hours: Annotated[float, typer.Option(min=0, help="How long older keys stay valid.")] = 24,
+    master_id: MasterId,
+    overlap_hours: OverlapHours = 24,
     request_id: RequestId = "",
     data: Data = None,
 ) -> None:
@@ -180,7 +194,7 @@ def rotate_key(
 
 
 @master.command("revoke-key")
-def revoke_key(master_id: int, key_id: str, data: Data = None) -> None:
+def revoke_key(master_id: MasterId, key_id: str, data: Data = None) -> None:
     """Revoke a signing key at once; its sessions are closed."""
     from execution.ledger.v1 import master_service_pb2 as pb
     from execution.ledger.v1 import master_service_pb2_grpc as rpc
@@ -209,7 +223,7 @@ def issue_license(
 @license_.command("rotate")
 def rotate_license(
     license_id: str,
-    overlap_hours: Annotated[float, typer.Option(min=0, help="How long the old token stays valid.")] = 24,
+    overlap_hours: OverlapHours = 24,
     request_id: RequestId = "",
     data: Data = None,
 ) -> None:
@@ -248,7 +262,7 @@ def list_licenses(
 @subscription.command("create")
 def create_subscription(
     user_id: str,
-    master_id: int,
+    master_id: MasterId,
     fee: Annotated[str, typer.Option(help="Fee of the first period, such as 49.90.")] = "0",
     asset: Annotated[str, typer.Option(help="The fee's asset.")] = "USD",
     platform_share_bps: Annotated[int, typer.Option(min=0, max=10_000, help="The platform's share.")] = 2_000,
@@ -270,7 +284,7 @@ def create_subscription(
 @subscription.command("list")
 def list_subscriptions(
     user_id: Annotated[str, typer.Option(help="Only this user's.")] = "",
-    master_id: Annotated[int, typer.Option(min=0, help="Only this master's.")] = 0,
+    master_id: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Only this master's.")] = 0,
     page_size: PageSize = 100,
     page_token: PageToken = "",
     data: Data = None,

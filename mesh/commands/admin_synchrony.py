@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mesh.commands.admin import Data, PageSize, PageToken, Reason, admin, subscription
+from mesh.commands.admin import INT64_MAX, Data, PageSize, PageToken, Reason, admin, subscription
 
 if TYPE_CHECKING:
     from execution.ledger.v1 import subscription_service_pb2 as pb
@@ -30,7 +30,9 @@ def resync(
     user_id: Annotated[
         str, typer.Option("--user", "--subscriber", help="Only this subscriber's (UUID).")
     ] = "",
-    master_id: Annotated[int, typer.Option("--master", min=0, help="Only this master's; 0 is any.")] = 0,
+    master_id: Annotated[
+        int, typer.Option("--master", min=0, max=INT64_MAX, help="Only this master's; 0 is any.")
+    ] = 0,
     wait_seconds: Annotated[
         float, typer.Option("--wait", min=0, help="Wait until they are in step, at most so many seconds.")
     ] = 0,

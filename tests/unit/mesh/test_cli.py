@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,13 +26,14 @@ HEAVY = {
 }
 
 
-def ecp(*arguments: str) -> subprocess.CompletedProcess[str]:
+def ecp(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "mesh.cli", *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd="/",
+        env={**os.environ, **variables},
     )
 
 
@@ -60,6 +64,25 @@ def test_help_loads_nothing_heavy() -> None:
         (["torture", "clients", "--client", "no-such-client"], 2, "ecp: no such client: no-such-client"),
         (["up", "--log-level", "LOUD"], 2, "Invalid value for '--log-level'"),
         (["bench", "fanout", "--edge", "h3"], 2, "Invalid value for '--edge'"),
+        (["admin", "master", "rotate-key", "--", "-1"], 2, "Input should be"),
+        (["admin", "master", "rotate-key", str(2**63)], 2, "Input should be"),
+        (
+            ["admin", "master", "rotate-key", "1", "--overlap-hours", "inf"],
+            2,
+            "Invalid value for '--overlap-",
+        ),
+        (
+            ["admin", "master", "create", "--owner", "x", "--name", "x", "--signals-per-second", str(2**32)],
+            2,
+            "Invalid value for",
+        ),
+        (["admin", "resync", "--reason", "x", "--master", str(2**63)], 2, "Invalid value for '--master'"),
+        (["admin", "subscription", "list", "--master-id", str(2**63)], 2, "Invalid value for '--master-id'"),
+        *(
+            (["admin", "subscription", "create", "x", "1", "--fee", fee], 2, "Invalid value for --fee")
+            for fee in ("NaN", "-0.1", "Infinity", "1e30", "1e999999999", "1e-9", "free")
+        ),
+        (["admin", "user", "create", "--name", "x", "--email", "\udcff"], 2, "is not text in utf-8"),
     ],
 )
 def test_a_mistake_costs_one_clear_message(arguments: list[str], exit_code: int, message: str) -> None:
@@ -67,6 +90,50 @@ def test_a_mistake_costs_one_clear_message(arguments: list[str], exit_code: int,
     assert completed.returncode == exit_code
     assert message in completed.stderr
     assert "Traceback" not in completed.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["check", "format"]])
+def test_a_full_disk_is_one_clear_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        completed = subprocess.run(
+            [sys.executable, "-P", "-m", "mesh.cli", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert completed.returncode == 3
+    assert completed.stderr == "ecp: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "exit_code", "message"),
+    [
+        ({"LEDGER_ADDRESS": "127.0.0.1:1"}, 3, "ecp: OPERATOR_TOKEN is not set"),
+        ({"LEDGER_ADDRESS": "127.0.0.1:1", "OPERATOR_TOKEN": "a\nb"}, 3, "ecp: OPERATOR_TOKEN holds"),
+        ({"RISK_ADDRESS": "127.0.0.1:1", "OPERATOR_TOKEN": "x"}, 3, "ecp: LEDGER_ADDRESS is not set"),
+    ],
+)
+def test_an_unfit_environment_is_one_clear_line(
+    variables: dict[str, str], exit_code: int, message: str
+) -> None:
+    completed = ecp("admin", "user", "list", **variables)
+    assert completed.returncode == exit_code
+    assert completed.stderr.startswith(message)
+    assert completed.stderr.count("\n") == 1
+
+
+def test_status_of_some_services_says_which_addresses_are_missing() -> None:
+    completed = ecp("status", "--json", RISK_ADDRESS="127.0.0.1:1", OPERATOR_TOKEN="x")
+    assert completed.returncode == 1
+    status = json.loads(completed.stdout)
+    assert status["health"] == {
+        "ingest": "UNKNOWN",
+        "fanout": "UNKNOWN",
+        "ledger": "UNKNOWN",
+        "risk": "UNAVAILABLE",
+    }
+    assert "heads: INGEST_ADDRESS is not set: name where ingest answers" in status["problems"]
 
 
 def test_contracts_of_a_branch_that_is_not_there_are_not_said_to_be_kept() -> None:
