@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 PEM_BYTES_MAX = 1_048_576
 
+Stamp = tuple[tuple[int, int, int] | None, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class ServerFiles:
@@ -25,6 +27,12 @@ class ServerFiles:
     certificate: Path
     key: Path
     client_ca: Path | None = None
+
+    def stamp(self) -> Stamp:
+        """What changes when one of the files does."""
+        return tuple(
+            None if path is None else _stamp(path) for path in (self.certificate, self.key, self.client_ca)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +86,12 @@ class _Reloading:
 
     def __init__(self, files: ServerFiles) -> None:
         self._files = files
-        self._stamp = self._stamp_of_files()
+        self._stamp = files.stamp()
         self.initial = self._configuration()
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """The new configuration, or None to keep the one in use."""
-        stamp = self._stamp_of_files()
+        stamp = self._files.stamp()
         if stamp == self._stamp:
             return None
         self._stamp = stamp
@@ -99,10 +107,6 @@ class _Reloading:
         chain = [(read_pem(self._files.key), read_pem(self._files.certificate))]
         client_ca = None if self._files.client_ca is None else read_pem(self._files.client_ca)
         return grpc.ssl_server_certificate_configuration(chain, client_ca)
-
-    def _stamp_of_files(self) -> tuple[tuple[int, int, int] | None, ...]:
-        paths = (self._files.certificate, self._files.key, self._files.client_ca)
-        return tuple(None if path is None else _stamp(path) for path in paths)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -16,7 +16,8 @@ from services.ingest.settings import IngestSettings
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
-_Stamp = tuple[tuple[int, int, int] | None, ...]
+# Or OpenSSL would ask for a passphrase at the terminal, and the service stand still.
+_NO_PASSPHRASE: Final = ""
 
 
 class Certificates:
@@ -28,7 +29,7 @@ class Certificates:
             ConfigurationError: a file cannot be used.
         """
         self._files = files
-        self._stamp = self._stamp_of_files()
+        self._stamp = files.stamp()
         self._looked_at = time.monotonic()
         self._context = self._load()
 
@@ -41,7 +42,7 @@ class Certificates:
         return self._context
 
     def _reload_if_changed(self) -> None:
-        stamp = self._stamp_of_files()
+        stamp = self._files.stamp()
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -53,20 +54,23 @@ class Certificates:
         _log.info("certificate reloaded from %s", self._files.certificate)
 
     def _load(self) -> ssl.SSLContext:
+        files = self._files
+        for path in (files.certificate, files.key):
+            tls.read_pem(path)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # A client of TLS 1.2 could make us do handshake after handshake.
         context.options |= ssl.OP_NO_RENEGOTIATION
         try:
-            context.load_cert_chain(self._files.certificate, self._files.key)
+            context.load_cert_chain(files.certificate, files.key, _NO_PASSPHRASE)
         except OSError as error:  # ssl.SSLError is one
             raise ConfigurationError(
-                f"cannot use {self._files.certificate}: {error.strerror or 'certificate and key do not fit'}",
+                f"cannot use {files.certificate} with {files.key}: they do not fit, or the key has a passphrase",
                 where="TLS_CERTIFICATE_FILE",
                 do="check the TLS_..._FILE settings",
             ) from error
-        if self._files.client_ca is not None:
-            self._require_certificates(context, self._files.client_ca)
+        if files.client_ca is not None:
+            self._require_certificates(context, files.client_ca)
         return context
 
     def _require_certificates(self, context: ssl.SSLContext, client_ca: Path) -> None:
@@ -80,10 +84,6 @@ class Certificates:
             ) from error
         context.verify_mode = ssl.CERT_REQUIRED
 
-    def _stamp_of_files(self) -> _Stamp:
-        paths = (self._files.certificate, self._files.key, self._files.client_ca)
-        return tuple(None if path is None else _stamp(path) for path in paths)
-
 
 def of_settings(settings: IngestSettings) -> Certificates | None:
     """The certificates that the settings name, or None for plaintext.
@@ -93,11 +93,3 @@ def of_settings(settings: IngestSettings) -> Certificates | None:
     """
     files = tls.server_files(settings)
     return None if files is None else Certificates(replace(files, client_ca=settings.master_ca_file))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_ino, state.st_mtime_ns, state.st_size

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from services.common.errors import ConfigurationError
 from tests.integration.ingest.front_door import ingest_running
@@ -145,6 +151,24 @@ async def test_a_certificate_that_cannot_be_used_is_one_clear_line(
         async with ingest_running(redis_url, ledger.port, **files.settings):
             pass
     assert "\n" not in str(caught.value)
+
+
+async def test_a_key_with_a_passphrase_is_refused_and_not_asked_about(
+    redis_url: str, ledger: StandInLedger, files: Files
+):
+    key = load_pem_private_key(files.key.read_bytes(), None)
+    locked = BestAvailableEncryption(b"secret")
+    files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, locked))
+    with pytest.raises(ConfigurationError, match="the key has a passphrase"):
+        async with ingest_running(redis_url, ledger.port, **files.settings):
+            pass
+
+
+async def test_a_missing_key_is_named(redis_url: str, ledger: StandInLedger, files: Files):
+    files.key.unlink()
+    with pytest.raises(ConfigurationError, match=r"key\.pem: cannot read: No such file"):
+        async with ingest_running(redis_url, ledger.port, **files.settings):
+            pass
 
 
 async def test_a_port_in_use_is_one_clear_line(redis_url: str, ledger: StandInLedger):
