@@ -131,7 +131,8 @@ class Endpoint:
         except LocationError as error:
             raise UnavailableError(f"the log cannot be found: {error}", reason="REDIS_UNREACHABLE") from error
         except (OSError, TimeoutError) as error:
-            raise UnavailableError("the log cannot be reached", reason="REDIS_UNREACHABLE") from error
+            why = str(error) or "no answer in time"
+            raise UnavailableError(f"the log cannot be reached: {why}", reason="REDIS_UNREACHABLE") from error
         try:
             await self._enter(connection, timeout_seconds)
         except hiredis.ReplyError as error:

@@ -48,6 +48,15 @@ async def test_a_user_with_a_password(ledger: StandInLedger):
             await one_signal_gets_through(f"redis://front-door:p%2540ss@127.0.0.1:{port}/0", ledger)
 
 
+async def test_why_the_log_cannot_be_reached_is_in_the_log_of_the_process(
+    ledger: StandInLedger, caplog: pytest.LogCaptureFixture
+):
+    with ports.port_block() as block:
+        async with ingest_running(f"redis://127.0.0.1:{block.take()}", ledger.port) as ingest:
+            assert not ingest.publisher.is_ready
+    assert "the log cannot be reached: [Errno 111]" in caplog.text
+
+
 async def test_a_wrong_password_is_not_in_the_log_of_the_process(
     ledger: StandInLedger, caplog: pytest.LogCaptureFixture
 ):
