@@ -298,6 +298,21 @@ class TestOutcomes:
         assert refused.reason == risk_pb.PROTECTION_REASON_SPREAD
         assert filtered.reason == risk_pb.PROTECTION_REASON_FILTER
 
+    @pytest.mark.parametrize("reason", [Reason.TIME_FILTER, Reason.DEGRADED, Reason.SYMBOL_FILTER])
+    def test_an_enlargement_that_a_filter_refused_is_no_execution(self, reason: Reason) -> None:
+        """Though its stops were followed."""
+        outcomes = Outcomes(10, Report.DECISIONS)
+        self.add(outcomes, 1, Action.RESIZE, reason)
+        self.add(outcomes, 2, Action.RESIZE, Reason.VOLUME_MAX)
+        request = outcomes.next_request()
+        assert request is not None
+        refused, done = request.outcomes
+        assert (refused.kind, refused.reason) == (
+            risk_pb.OUTCOME_KIND_PROTECTED,
+            risk_pb.PROTECTION_REASON_FILTER,
+        )
+        assert done.kind == risk_pb.OUTCOME_KIND_EXECUTED
+
     def test_only_what_opens_risk_is_reported(self) -> None:
         outcomes = Outcomes(10, Report.DECISIONS)
         for kind in range(1, 10):

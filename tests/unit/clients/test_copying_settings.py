@@ -45,6 +45,25 @@ class TestSettings:
         with pytest.raises(SettingsError):
             CopySettings(**settings)  # type: ignore[arg-type]
 
+    def test_a_signal_of_a_later_versions_kind_is_explained(self) -> None:
+        client = copier()
+        one = signal(200, 7)  # type: ignore[arg-type]  # as a later version has it
+        said = explain(one, take(client, one), client.settings)
+        assert said == "Skipped signal of kind 200 of EURUSD #7: this kind of signal is not copied."
+
+    @pytest.mark.parametrize(
+        ("reason", "why"),
+        [
+            (Reason.LATENCY, "it came too late"),
+            (Reason.VOLUME_MAX, "the volume is too large"),
+            (Reason.SLIPPAGE, "the price has moved too far"),
+        ],
+    )
+    def test_a_limit_that_is_not_set_is_not_named(self, reason: Reason, why: str) -> None:
+        """A protection of the application may give any reason."""
+        said = explain(signal(OPEN, 7), Decision(Action.SKIP, reason), CopySettings())
+        assert said == f"Skipped open of EURUSD #7: {why}."
+
     def test_every_reason_is_explained(self) -> None:
         settings = CopySettings(max_signal_age_ms=5, max_slippage_e8=7)
         one = signal(OPEN, 7)

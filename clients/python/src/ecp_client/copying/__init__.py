@@ -1,7 +1,7 @@
 """Copying one master into one account: settings, decisions with their reasons, and the full sync's plan. Pure."""
 
 from ecp_client.copying.copier import Copier, Protection, QuoteSource
-from ecp_client.copying.decisions import Action, Decision, Reason
+from ecp_client.copying.decisions import TAKEN, Action, Decision, Reason
 from ecp_client.copying.explaining import explain
 from ecp_client.copying.hours import Hours
 from ecp_client.copying.reconciling import Plan, PlannedAction, Step, differences, reconcile
@@ -10,6 +10,7 @@ from ecp_client.copying.settings import CopySettings
 from ecp_client.scale import Scale
 
 __all__ = [
+    "TAKEN",
     "Action",
     "Copier",
     "CopySettings",

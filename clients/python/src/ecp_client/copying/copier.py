@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ecp_client.account import Account
 from ecp_client.books import Book
 from ecp_client.copying import orders, positions
-from ecp_client.copying.decisions import Action, Decision, Reason
+from ecp_client.copying.decisions import TAKEN, Action, Decision, Reason
 from ecp_client.copying.scaling import (
     EquitySource,
     PointValueSource,
@@ -77,7 +77,7 @@ class Copier:
         """Brings mirror and account up to date with a signal that was decided before: that decision stands."""
         protection, quotes = self._protection, self._quotes
         self._quotes, self._replayed_scale = None, scale
-        was_refused = action is Action.SKIP or reason not in _TAKEN
+        was_refused = action is Action.SKIP or reason not in TAKEN
         self._protection = (lambda _signal, _decision: reason) if was_refused else None
         try:
             # At time 0 nothing is too old.
@@ -175,19 +175,6 @@ class Copier:
             return ask_e8 - decision.price_e8 > self.settings.max_slippage_e8
         return decision.price_e8 - bid_e8 > self.settings.max_slippage_e8
 
-
-# Reasons of what was opened or enlarged, at whatever volume; any other refused it, though stops may have been followed.
-_TAKEN = frozenset(
-    (
-        Reason.NONE,
-        Reason.MULTIPLIER,
-        Reason.VOLUME_MAX,
-        Reason.VOLUME_MIN,
-        Reason.FIXED_VOLUME,
-        Reason.EQUITY,
-        Reason.RISK,
-    )
-)
 
 _Rule = Callable[[Copier, pb.SequencedSignal, pb.Signal, int, bool], Decision]
 

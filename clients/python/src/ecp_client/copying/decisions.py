@@ -63,6 +63,22 @@ class Reason(enum.IntEnum):
     """Resized: in proportion to equity."""
     RISK = 21
     """Resized: so that the stop loss costs a share of equity."""
+    PROTECTION_FAILED = 22
+    """Skipped: the application's own protection raised instead of answering."""
+
+
+TAKEN = frozenset(
+    (
+        Reason.NONE,
+        Reason.MULTIPLIER,
+        Reason.VOLUME_MAX,
+        Reason.VOLUME_MIN,
+        Reason.FIXED_VOLUME,
+        Reason.EQUITY,
+        Reason.RISK,
+    )
+)
+"""Reasons of what was opened or enlarged, at whatever volume; any other refused it, though stops may have followed."""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from execution.common.v1 import signal_pb2 as pb
 
 def explain(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
     """One sentence for the subscriber: what was done with the signal, and because of which setting."""
-    what = pb.SignalKind.Name(signal.kind).removeprefix("SIGNAL_KIND_").replace("_", " ").lower()
+    what = _what(signal)
     ticket = signal.order_id if "pending" in what and not signal.position_id else signal.position_id
     subject = f"{what} of {signal.symbol} #{ticket}"
     if decision.action is Action.SKIP:
@@ -20,6 +20,13 @@ def explain(signal: pb.Signal, decision: Decision, settings: CopySettings) -> st
         master = f"{from_e8(signal.volume_lots_e8):f}"
         return f"Resized {subject} to {volume} (the master: {master}): {_why(signal, decision, settings)}."
     return f"Copied {subject}: {volume} of {decision.symbol} held."
+
+
+def _what(signal: pb.Signal) -> str:
+    named = pb.SignalKind.DESCRIPTOR.values_by_number.get(signal.kind)
+    if named is None:
+        return f"signal of kind {signal.kind}"
+    return named.name.removeprefix("SIGNAL_KIND_").replace("_", " ").lower()
 
 
 def _why(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
@@ -33,13 +40,13 @@ def _why(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
             return f"in proportion to equity{_times(settings)}"
         case Reason.RISK:
             return f"so that the stop loss costs {settings.risk_bps / 100:g} % of equity"
-        case Reason.VOLUME_MAX:
+        case Reason.VOLUME_MAX if settings.volume_max_e8:
             return f"no position may exceed {from_e8(settings.volume_max_e8):f} lots"
         case Reason.VOLUME_MIN:
             return f"less than {from_e8(settings.volume_min_e8):f} lots would remain"
         case Reason.SYMBOL_FILTER:
             return f"{signal.symbol} is not among the symbols to copy"
-        case Reason.LATENCY:
+        case Reason.LATENCY if settings.max_signal_age_ms:
             return f"older than {settings.max_signal_age_ms} ms"
         case Reason.SLIPPAGE if settings.max_slippage_e8:
             return f"the price is worse than the master's by more than {from_e8(settings.max_slippage_e8):f}"
@@ -54,6 +61,9 @@ def _times(settings: CopySettings) -> str:
 
 _PLAIN: dict[Reason, str] = {
     Reason.NONE: "no reason was given",
+    Reason.VOLUME_MAX: "the volume is too large",
+    Reason.LATENCY: "it came too late",
+    Reason.PROTECTION_FAILED: "the application's own protection failed",
     Reason.SIDE_FILTER: "this side is not copied",
     Reason.TIME_FILTER: "outside the hours in which positions are opened",
     Reason.NO_EQUITY: "the volume depends on equity, or on the symbol's value, and one of them is not known",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 
-from ecp_client.copying import Action, Decision, Reason
+from ecp_client.copying import TAKEN, Action, Decision, Reason
 from ecp_client.signals import OPENS_RISK
 from execution.common.v1.signal_pb2 import SequencedSignal
 from execution.risk.v1 import risk_service_pb2 as pb
@@ -77,7 +77,7 @@ class Outcomes:
         if sequenced.signal.kind not in OPENS_RISK or self._report is Report.NONE:
             return
         # A refused enlargement that moves the stops is a refusal all the same.
-        executed = decision.action is not Action.SKIP and decision.reason not in _REASONS
+        executed = decision.action is not Action.SKIP and decision.reason in TAKEN
         if executed and self._report is Report.MANUAL:
             return
         price_e8 = decision.price_e8 or sequenced.signal.price_e8
