@@ -32,6 +32,7 @@ class ScriptedServer:
     requests: list[pb.SubscribeRequest] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     acknowledged: list[Position] = field(default_factory=list)
+    acknowledged_masters: set[int] = field(default_factory=set)
     outcomes: list[risk_pb.Outcome] = field(default_factory=list)
     report_requests: list[list[str]] = field(default_factory=list)
     failing_reports: int = 0
@@ -58,6 +59,7 @@ class Fanout(fanout_service_pb2_grpc.FanoutServiceServicer):
 
     async def Acknowledge(self, request: pb.AcknowledgeRequest, context: Context) -> pb.AcknowledgeResponse:
         self._server.acknowledged += [Position.from_pb(one.position) for one in request.positions]
+        self._server.acknowledged_masters.update(one.master_id for one in request.positions)
         return pb.AcknowledgeResponse()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -14,6 +15,7 @@ from ecp_client.subscriber import (
     ServerDraining,
     SyncState,
 )
+from execution.common.v1.position_pb2 import MasterPosition
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from tests.integration.clients.application import FOREVER, WAIT_SECONDS, App, settings, until
 from tests.integration.clients.scripted_server import (
@@ -168,3 +170,46 @@ async def test_positions_are_acknowledged_also_at_the_end() -> None:
         async with app.subscriber(lazy) as client:
             await client.wait_position(1, 2, WAIT_SECONDS)
         assert server.acknowledged == [Position(1, 2)]
+
+
+async def test_of_more_masters_than_one_call_may_name_all_are_acknowledged() -> None:
+    """And the first of them do not push the others out, though they always have something new."""
+    app = App()
+    masters = range(1, 251)
+
+    def progress(sequence: int) -> pb.SubscribeResponse:
+        positions = [MasterPosition(master_id=one, position=Position(1, sequence).to_pb()) for one in masters]
+        return pb.SubscribeResponse(progress=pb.Progress(positions=positions))
+
+    async def moving(_request: pb.SubscribeRequest, _context: Context) -> AsyncIterator[pb.SubscribeResponse]:
+        for sequence in range(1, 10_000):
+            yield progress(sequence)
+            await asyncio.sleep(0.002)
+
+    async with serving(moving) as server, app.subscriber(settings(server, masters={})):
+        await until(lambda: server.acknowledged_masters == set(masters))
+
+
+async def test_a_drain_that_asks_for_too_long_a_wait_is_followed_for_a_bounded_time() -> None:
+    app = App()
+    scripts = says(signals(1), drain(10**9), then=grpc.StatusCode.UNAVAILABLE), says(signals(2))
+    async with serving(*scripts) as server:
+        given = settings(server, refused_seconds_max=0.1)
+        async with app.subscriber(given) as client:
+            await client.wait_position(1, 2, WAIT_SECONDS)
+
+
+async def test_what_is_said_about_masters_that_were_not_asked_for_is_passed_over() -> None:
+    app = App()
+    stranger = signals(1, 2)
+    for one in stranger.signals.signals:
+        one.master_id = 7
+    other = snapshot(5)
+    other.snapshot.snapshot.master_id = 8
+    async with (
+        serving(says(stranger, other, signals(1))) as server,
+        app.subscriber(settings(server)) as client,
+    ):
+        await client.wait_position(1, 1, WAIT_SECONDS)
+        assert client.master_ids == [1]
+        assert client.stats.signals == 1

@@ -13,7 +13,7 @@ from ecp_client.subscriber.session import (
     WithheldAgain,
 )
 from ecp_client.subscriber.track import Start, Track
-from execution.common.v1 import position_pb2
+from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from tests.unit.clients.fed_session import Fed, P, sequenced, stream_position
 
@@ -114,6 +114,31 @@ class TestSignals:
         fed.run(5, 5)
         assert fed.track.degraded
         assert fed.again().WhichOneof("start") == "from_snapshot"
+
+    def test_a_signal_that_says_that_what_is_held_never_was_is_not_taken(self) -> None:
+        fed = Fed(Start.BEGINNING)
+        fed.run(1, 5)
+        delivery = fed.signals(sequenced(10, previous=P(1, 3)), sequenced(11))
+        assert [(gap.first, gap.last) for gap in delivery.gaps] == [(P(1, 6), P(1, 9))]
+        assert delivery.fresh == []
+        assert fed.session.wants_new_stream
+        assert fed.again().after == stream_position(P(1, 5))
+
+    def test_what_is_said_about_masters_that_were_not_asked_for_is_passed_over(self) -> None:
+        fed = Fed(Start.BEGINNING)
+        delivery = fed.signals(sequenced(1, master_id=7), sequenced(1), sequenced(2, master_id=7))
+        assert [one.master_id for one in delivery.fresh] == [1]
+        gap = pb.Gap(master_id=7, resume_after=P(1, 9).to_pb())
+        snapshot = snapshot_pb2.Snapshot(master_id=7, as_of=P(1, 9).to_pb())
+        change = pb.StateChange(master_id=7, state=pb.SUBSCRIPTION_STATE_CANCELLED)
+        for response in (
+            pb.SubscribeResponse(gap=gap),
+            pb.SubscribeResponse(snapshot=pb.Snapshot(snapshot=snapshot)),
+            pb.SubscribeResponse(state_change=change),
+        ):
+            assert fed.session.take(response) == []
+        assert list(fed.session.tracks) == [1]
+        assert not fed.session.wants_new_stream
 
     def test_replayed_signals_are_kept_apart(self) -> None:
         session = SubscriberSession([Track(1, Start.SNAPSHOT, P(1, 2), P(1, 4))])

@@ -134,7 +134,9 @@ class SubscriberSession:
             if track is None or track.master_id != master_id:
                 if track is not None:
                     track.held = held
-                track = tracks.get(master_id) or self._new_track(master_id)
+                track = self._track_of(master_id)
+                if track is None:
+                    continue
                 held, processed = self._held_before(track, sequenced), track.processed
             position = Position(sequenced.epoch, sequenced.sequence)
             if position <= held or track.wants_snapshot or track.stalled:
@@ -143,7 +145,10 @@ class SubscriberSession:
             # In the usual case the sequences follow and nothing else has to be looked at.
             if position[1] != held[1] + 1 or position[0] != held[0]:
                 previous = Position(sequenced.previous_epoch, sequenced.previous_sequence)
-                if previous > held and not (held == BEGINNING and previous.sequence == 0):
+                if previous != held and not (held == BEGINNING and previous.sequence == 0):
+                    if previous < held:
+                        # It says that what is held was never there.
+                        previous = Position(position[0], max(0, position[1] - 1))
                     delivery.gaps.append(self._jump(track, held, previous))
                     continue
             held = position
@@ -184,9 +189,11 @@ class SubscriberSession:
         first = Position(held.epoch, held.sequence + 1)
         return GapSeen(track.master_id, first, previous, UNEXPLAINED, held)
 
-    def _new_track(self, master_id: int) -> Track:
-        track = Track(master_id, self._default_start)
-        self.tracks[master_id] = track
+    def _track_of(self, master_id: int) -> Track | None:
+        """The master's track; None where the master was not asked for: what is said about it is passed over."""
+        track = self.tracks.get(master_id)
+        if track is None and self._follows_all:
+            track = self.tracks[master_id] = Track(master_id, self._default_start)
         return track
 
     def take(self, response: pb.SubscribeResponse) -> list[Step]:
@@ -208,12 +215,8 @@ class SubscriberSession:
     def _take_progress(self, progress: pb.Progress) -> list[Step]:
         steps: list[Step] = []
         for entry in progress.positions:
-            track = self.tracks.get(entry.master_id)
-            if track is None:
-                if not self._follows_all:
-                    continue
-                track = self._new_track(entry.master_id)
-            if track.awaits_snapshot or track.wants_snapshot or track.stalled:
+            track = self._track_of(entry.master_id)
+            if track is None or track.awaits_snapshot or track.wants_snapshot or track.stalled:
                 continue
             before = track.state
             asks = self._see_pause(track)
@@ -230,7 +233,9 @@ class SubscriberSession:
         return steps
 
     def _take_gap(self, gap: pb.Gap) -> list[Step]:
-        track = self.tracks.get(gap.master_id) or self._new_track(gap.master_id)
+        track = self._track_of(gap.master_id)
+        if track is None:
+            return []
         first: Position = Position.from_pb(getattr(gap, "from"))
         last, resume_after = Position.from_pb(gap.to), Position.from_pb(gap.resume_after)
         if track.wants_snapshot or track.stalled or (track.held is not None and resume_after <= track.held):
@@ -259,7 +264,9 @@ class SubscriberSession:
         return Degraded(track.master_id, reason)
 
     def _take_snapshot(self, snapshot: snapshot_pb2.Snapshot) -> list[Step]:
-        track = self.tracks.get(snapshot.master_id) or self._new_track(snapshot.master_id)
+        track = self._track_of(snapshot.master_id)
+        if track is None:
+            return []
         as_of = Position.from_pb(snapshot.as_of)
         before = track.state
         track.awaits_snapshot = track.resyncing = False
@@ -276,9 +283,8 @@ class SubscriberSession:
         return steps
 
     def _take_state(self, change: pb.StateChange) -> list[Step]:
-        track = self.tracks.get(change.master_id) or self._new_track(change.master_id)
-        told = _STATES.get(change.state)
-        if told is None:
+        track, told = self._track_of(change.master_id), _STATES.get(change.state)
+        if track is None or told is None:
             return []
         before = track.state
         if told is SyncState.CANCELLED:
@@ -349,7 +355,7 @@ class SubscriberSession:
     # Acknowledging
 
     def unacknowledged(self) -> dict[int, Position]:
-        """Positions beyond what the server was told, by master; at most 100."""
+        """Positions beyond what the server was told, by master."""
         return {
             master_id: track.held
             for master_id, track in list(self.tracks.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from grpc import aio
 
 from ecp_client.backoff import Backoff
 from ecp_client.channels import open_channel
+from ecp_client.positions import Position
 from ecp_client.subscriber.endings import STATUS_DETAILS_KEY, Outlook, StreamEnd, stream_end
 from ecp_client.subscriber.events import StreamEnded, StreamOpened
 from ecp_client.subscriber.processing import Processor
@@ -119,6 +121,7 @@ class Streaming:
     async def _stream(self, address: str) -> StreamEnd:
         """One stream from its request to its end."""
         self._restart_reason = ""
+        self._drain_wait_ms = 0
         session = self._processor.session
         self._ask_for_full_sync()
         call = self._connected(address).Subscribe(session.request(), metadata=self._metadata())
@@ -135,9 +138,14 @@ class Streaming:
                     self._processor.tell(StreamOpened(address))
                 if response.HasField("drain"):
                     wait = response.drain.reconnect_after
-                    self._drain_wait_ms = wait.seconds * 1_000 + wait.nanos // 1_000_000
+                    wait_ms = wait.seconds * 1_000 + wait.nanos // 1_000_000
+                    # However long the server would like: an address that serves is found by trying.
+                    self._drain_wait_ms = min(wait_ms, int(self._settings.refused_seconds_max * 1_000))
                 session.defers_full_syncs = self._heard_at < self._full_sync_at
+                # While the application takes its time, it is not the stream that says nothing.
+                self._heard_at = math.inf
                 await self._handle(response)
+                self._heard_at = time.monotonic()
                 if session.wants_new_stream:
                     return self._asking_anew()
             return self._ended(stream_end("OK", "the server ended the stream", None))
@@ -201,11 +209,16 @@ class Streaming:
                 await self._acknowledge()
 
     async def _acknowledge(self) -> None:
-        session = self._processor.session
-        positions = dict(list(session.unacknowledged().items())[:ACKNOWLEDGED_MAX])
+        """In as many calls as it takes: of more masters than one call may name, none is left out for good."""
+        positions = list(self._processor.session.unacknowledged().items())
+        for start in range(0, len(positions), ACKNOWLEDGED_MAX):
+            if not await self._acknowledge_some(dict(positions[start : start + ACKNOWLEDGED_MAX])):
+                return
+
+    async def _acknowledge_some(self, positions: dict[int, Position]) -> bool:
         stub = self._stub
-        if not positions or stub is None:
-            return
+        if stub is None:
+            return False
         request = pb.AcknowledgeRequest()
         for master_id, position in positions.items():
             entry = request.positions.add(master_id=master_id)
@@ -217,8 +230,9 @@ class Streaming:
         except aio.AioRpcError as error:
             # Positions are cumulative: the next acknowledgement says it again.
             logger.debug("acknowledgement failed: %s %s", error.code().name, error.details())
-        else:
-            session.acknowledged(positions)
+            return False
+        self._processor.session.acknowledged(positions)
+        return True
 
     async def close(self) -> None:
         """Acknowledges what is left, once, and closes the channel; `run` must have ended."""
