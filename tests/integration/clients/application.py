@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ecp_client.copying import CopySettings
+from ecp_client.copying import CopySettings, Decision
 from ecp_client.subscriber import (
     Batch,
     Start,
@@ -51,10 +51,12 @@ class App:
 
     def __init__(self) -> None:
         self.sequences: list[int] = []
+        self.decisions: list[Decision] = []
         self.events: list[SubscriberEvent] = []
 
     def on_batch(self, batch: Batch) -> None:
         self.sequences += [one.sequence for one in batch.signals]
+        self.decisions += batch.decisions
 
     def ends(self) -> list[str]:
         return [event.code for event in self.events if isinstance(event, StreamEnded)]

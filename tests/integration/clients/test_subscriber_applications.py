@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Never
 
 import pytest
 
-from ecp_client.copying import Action, Decision, Reason
+from ecp_client.copying import Action, CopySettings, Decision, Reason, Scaling
 from ecp_client.errors import ClosedError, JournalError, JournalLockedError
 from ecp_client.positions import Position
 from ecp_client.subscriber import (
@@ -16,6 +17,7 @@ from ecp_client.subscriber import (
     OutcomesDropped,
     OutcomesRefused,
     Report,
+    Start,
     StreamEnded,
     Subscriber,
     SubscriberThread,
@@ -89,6 +91,48 @@ class TestApplication:
         async with serving(script) as server, Subscriber(settings(server), on_batch=broken) as client:
             await client.wait_position(1, 2, WAIT_SECONDS)
             await until(lambda: client.stats.callback_errors == 2)
+
+    async def test_what_the_application_is_asked_may_fail_and_nothing_stops(self) -> None:
+        """Who cannot tell lets no risk in."""
+
+        def broken(*_: object) -> Never:
+            raise ZeroDivisionError
+
+        app = App()
+        script = says(snapshot(0), signals(1), signals(2))
+        async with serving(script) as server:
+            given = settings(server, start=Start.SNAPSHOT)
+            async with app.subscriber(given, protection=broken, held_positions=broken) as client:
+                await client.wait_position(1, 2, WAIT_SECONDS)
+                await until(lambda: app.sequences == [1, 2])
+                assert client.stats.callback_errors == 3
+                assert not list(client.copier(1).account.held())
+        assert [decision.reason for decision in app.decisions] == [Reason.PROTECTION_FAILED] * 2
+
+    @pytest.mark.parametrize("answer", [float("nan"), 1.5, "12"])
+    async def test_equity_that_is_no_integer_is_not_known(self, answer: object) -> None:
+        app = App()
+        copying = CopySettings(scaling=Scaling.EQUITY)
+        async with serving(says(signals(1), signals(2))) as server:
+            given = settings(server, masters={1: copying})
+            async with app.subscriber(given, equity=lambda: answer) as client:
+                await client.wait_position(1, 2, WAIT_SECONDS)
+                await until(lambda: app.sequences == [1, 2])
+                assert client.stats.callback_errors == 2
+        assert [decision.reason for decision in app.decisions] == [Reason.NO_EQUITY] * 2
+
+    async def test_an_application_that_takes_its_time_is_not_taken_for_a_silent_stream(self) -> None:
+        seen: list[int] = []
+
+        async def slow(batch: Batch) -> None:
+            await asyncio.sleep(0.5)
+            seen.append(batch.signals[0].sequence)
+
+        async with serving(says(signals(1), signals(2))) as server:
+            given = settings(server, silence_seconds_max=0.2)
+            async with Subscriber(given, on_batch=slow) as client:
+                await until(lambda: seen == [1, 2])
+                assert client.stats.streams == 1
 
     async def test_the_next_message_waits_for_an_async_callback(self) -> None:
         release = asyncio.Event()

@@ -24,8 +24,9 @@ from ecp_client.subscriber import (
     SyncState,
     read_journal,
 )
+from ecp_client.subscriber.hooks import Hooks
 from ecp_client.subscriber.journal_format import Entry, EntryType, encode
-from ecp_client.subscriber.processing import Hooks, Processor
+from ecp_client.subscriber.processing import Processor
 from ecp_client.subscriber.recovery import recover
 from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.common.v1 import signal_pb2 as common_pb

@@ -28,8 +28,9 @@ from ecp_client.subscriber import (
     SubscriberSettings,
     read_journal,
 )
+from ecp_client.subscriber.hooks import Hooks
 from ecp_client.subscriber.journal_format import EntryType
-from ecp_client.subscriber.processing import Hooks, Processor
+from ecp_client.subscriber.processing import Processor
 from ecp_client.subscriber.recovery import recover
 from execution.common.v1.position_pb2 import GAP_REASON_WITHHELD
 from execution.common.v1.signal_pb2 import SIGNAL_KIND_CLOSE_BY

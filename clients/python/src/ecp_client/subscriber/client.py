@@ -16,8 +16,9 @@ from ecp_client.disk import FsyncPolicy
 from ecp_client.errors import ClosedError
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.events import Batch, StreamEnded, SubscriberEvent, SyncState
+from ecp_client.subscriber.hooks import Hooks
 from ecp_client.subscriber.journal import Journal
-from ecp_client.subscriber.processing import Hooks, Processor, SubscriberStats
+from ecp_client.subscriber.processing import Processor, SubscriberStats
 from ecp_client.subscriber.recovery import recover
 from ecp_client.subscriber.reporter import Reporter
 from ecp_client.subscriber.reporting import outcome

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
 from ecp_client.copying import (
     Copier,
     CopySettings,
-    EquitySource,
-    PointValueSource,
-    Protection,
-    QuoteSource,
     Scale,
 )
 from ecp_client.positions import BEGINNING, Position
@@ -23,9 +18,9 @@ from ecp_client.subscriber.events import (
     Degraded,
     GapSeen,
     Resynced,
-    SubscriberEvent,
 )
 from ecp_client.subscriber.following import Following
+from ecp_client.subscriber.hooks import Hooks, guarded
 from ecp_client.subscriber.journal import Journal
 from ecp_client.subscriber.journal_format import LATENCY_US_MAX, Entry, EntryType, encode, pack_entry
 from ecp_client.subscriber.recovery import Recovered
@@ -68,18 +63,6 @@ class SubscriberStats:
     callback_errors: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the application gave: see Subscriber."""
-
-    on_event: Callable[[SubscriberEvent], None] | None = None
-    protection: Protection | None = None
-    quotes: QuoteSource | None = None
-    equity: EquitySource | None = None
-    point_value: PointValueSource | None = None
-    held_positions: Callable[[int], Collection[int] | None] | None = None
-
-
 class Processor:
     """Everything between the stream and the application, for all masters of one subscriber."""
 
@@ -97,13 +80,16 @@ class Processor:
         self.clock = clock
         self.tell = Teller(hooks.on_event, logger).tell
         self._settings = settings
-        self._hooks = hooks
+        self._hooks = guarded(hooks, self._note_fault)
         self._journal = journal
         tracks = []
         for master_id in settings.masters or recovered:
             following = self._follow(master_id, recovered.get(master_id))
             tracks.append(following.track)
         self.session = SubscriberSession(tracks, settings.client)
+
+    def _note_fault(self) -> None:
+        self.stats.callback_errors += 1
 
     def _follow(self, master_id: int, known: Recovered | None) -> Following:
         settings = self._settings
