@@ -13,7 +13,7 @@ from services.common.errors import NotFoundError, ServiceError, UnavailableError
 from services.risk import metrics
 from services.risk.detector_store import Check, DetectorStore, Scoring, Unapplied
 from services.risk.domain.decisions import Candidate, Decision, KeepingRules, decide, is_worth_keeping
-from services.risk.ledger import Ledger
+from services.risk.ledger import HeldTrust, Ledger
 from services.risk.records import Evidence, TrustRecord
 from services.risk.settings import RiskSettings
 
@@ -188,10 +188,16 @@ class Detector:
         return "repaired" if await self._repaired(one) else "seen"
 
     async def _repaired(self, one: Unapplied) -> bool:
-        """Whether ledger holds a higher version than ours, because our database was restored from an older one."""
-        theirs = await self._ledger.trust_version(one.user_id)
-        if theirs <= one.version:
+        """Whether ledger holds what we do not know of, because our database was restored from an older one."""
+        held = await self._ledger.held_trust(one.user_id)
+        if held.version < one.version or held == HeldTrust(one.version, one.score):
             return False
-        _log.warning("ledger holds trust version %d, ours is %d: going above", theirs, one.version)
-        await self._store.repair_version(one.user_no, one.version, theirs)
+        _log.warning(
+            "ledger holds trust version %d with score %g, ours is %d with %g: going above",
+            held.version,
+            held.score,
+            one.version,
+            one.score,
+        )
+        await self._store.repair_version(one.user_no, one.version, held.version)
         return True

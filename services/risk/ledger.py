@@ -42,6 +42,14 @@ class Identity:
     masters: frozenset[int]
 
 
+@dataclass(frozen=True, slots=True)
+class HeldTrust:
+    """The decision on a user that ledger took last."""
+
+    version: int
+    score: float
+
+
 class Ledger:
     """Calls to the ledger service over one channel."""
 
@@ -83,12 +91,12 @@ class Ledger:
             reply = await self._subscriptions.ApplyTrust(request)
         return bool(reply.applied)
 
-    async def trust_version(self, user_id: UUID) -> int:
-        """The version of the decision that ledger holds for the user.
+    async def held_trust(self, user_id: UUID) -> HeldTrust:
+        """What ledger holds for the user.
 
         Raises:
             NotFoundError: ledger does not know the user. UnavailableError: ledger is away.
         """
         with rpc.peer_errors(PEER):
             reply = await self._users.GetUser(user_pb.GetUserRequest(user_id=str(user_id)))
-        return int(reply.user.trust_version)
+        return HeldTrust(reply.user.trust_version, reply.user.trust_score)

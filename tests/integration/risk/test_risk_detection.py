@@ -128,6 +128,18 @@ async def test_a_restored_database_goes_above_ledgers_version(risk: RiskClient, 
     assert (await risk.trust(cheater.user_id)).version == cheater.version > 41
 
 
+async def test_a_restored_database_does_not_take_a_lost_decision_of_the_same_version_for_its_own(
+    risk: RiskClient, ledger: StandInLedger
+):
+    user = ledger.add_user()
+    user.version, user.score, user.pause = 1, 12.5, license_pb.PAUSE_SCOPE_ALL
+    order = pb.OverrideTrustRequest(user_id=str(user.user_id), score=90, operator_name="Ada", reason="why")
+    await risk.call("OverrideTrust", order)
+    await risk.check()
+    assert (user.score, user.pause) == (90, license_pb.PAUSE_SCOPE_UNSPECIFIED)
+    assert (await risk.trust(user.user_id)).version == user.version == 2
+
+
 async def test_an_override_resumes_forgets_and_is_kept(
     risk: RiskClient, ledger: StandInLedger, fresh_database: str
 ):
