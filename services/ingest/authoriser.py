@@ -54,6 +54,10 @@ _REFUSALS: Final = {
 _UNAVAILABLE: Final = Refusal(pb.REJECT_CODE_UNAVAILABLE, "the license cannot be checked now")
 
 
+# Changes may be announced faster than the ledger answers: the last answer then counts once, and is not remembered.
+_QUESTIONS_MAX: Final = 3
+
+
 class _Key(NamedTuple):
     """What an answer is for; the token itself is not kept."""
 
@@ -111,6 +115,8 @@ class Authoriser:
         self._refused = _Memory(settings.authorisation_entries_max)
         self._asking: dict[_Key, asyncio.Task[Answer]] = {}
         self._is_ledger_up = True
+        self.changes = 0
+        """Rises with every announced change, and when some may have been missed: older answers may be wrong."""
 
     @property
     def is_ledger_up(self) -> bool:
@@ -128,18 +134,21 @@ class Authoriser:
 
     def forget_license(self, license_id: str) -> None:
         """The license changed: its answers no longer count."""
+        self.changes += 1
         for key, entry in list(self._allowed.items()):
             if isinstance(entry.answer, Authorisation) and entry.answer.license_id == license_id:
                 del self._allowed[key]
 
     def forget_key(self, master_id: int, key_id: str) -> None:
         """The signing key changed: its answers no longer count."""
+        self.changes += 1
         for memory in (self._allowed, self._refused):
             for key in [key for key in memory if key[:2] == (master_id, key_id)]:
                 del memory[key]
 
     def doubt_all(self) -> None:
         """Changes may have been missed: no answer counts any longer, unless the ledger cannot be asked."""
+        self.changes += 1
         for entry in (*self._allowed.values(), *self._refused.values()):
             entry.is_doubtful = True
 
@@ -170,20 +179,29 @@ class Authoriser:
         if len(self._asking) > self._settings.authorisations_under_way_max:
             metrics.AUTHORISATIONS.labels("overloaded").inc()
             return _UNAVAILABLE
-        try:
-            answer: Answer = await self._ask_ledger(command)
-        except UnavailableError as error:
-            return self._without_ledger(key, error)
-        except (FailedPreconditionError, NotFoundError, InvalidInputError) as error:
-            answer = _REFUSALS.get(error.reason, Refusal(pb.REJECT_CODE_UNAUTHENTICATED, _UNKNOWN))
-        except ServiceError as error:
-            # Our own token is refused, or the ledger is broken: not the master's fault.
-            _log.error("the ledger refuses to authorise: %s", error.message)
-            return self._without_ledger(key, error)
+        changes = -1
+        for _ in range(_QUESTIONS_MAX):
+            changes = self.changes
+            try:
+                answer = await self._answer_of_ledger(command)
+            except UnavailableError as error:
+                return self._without_ledger(key, error)
+            except ServiceError as error:
+                # Our own token is refused, or the ledger is broken: not the master's fault.
+                _log.error("the ledger refuses to authorise: %s", error.message)
+                return self._without_ledger(key, error)
+            if changes == self.changes:
+                break
         self._is_ledger_up = True
         metrics.AUTHORISATIONS.labels("refused" if isinstance(answer, Refusal) else "allowed").inc()
-        self._remember(key, answer)
+        self._remember(key, answer, is_doubtful=changes != self.changes)
         return answer
+
+    async def _answer_of_ledger(self, command: Authorise) -> Answer:
+        try:
+            return await self._ask_ledger(command)
+        except (FailedPreconditionError, NotFoundError, InvalidInputError) as error:
+            return _REFUSALS.get(error.reason, Refusal(pb.REJECT_CODE_UNAUTHENTICATED, _UNKNOWN))
 
     async def _ask_ledger(self, command: Authorise) -> Authorisation:
         request = master_service_pb2.AuthorizeMasterRequest(
@@ -211,10 +229,10 @@ class Authoriser:
         metrics.AUTHORISATIONS.labels("unavailable").inc()
         return _UNAVAILABLE
 
-    def _remember(self, key: _Key, answer: Answer) -> None:
+    def _remember(self, key: _Key, answer: Answer, *, is_doubtful: bool) -> None:
         is_refused = isinstance(answer, Refusal)
         memory, other = (self._refused, self._allowed) if is_refused else (self._allowed, self._refused)
-        memory.remember(key, _Entry(answer, self._now()))
+        memory.remember(key, _Entry(answer, self._now(), is_doubtful))
         other.pop(key, None)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final, cast
 
 from google.protobuf.message import DecodeError
@@ -15,7 +16,6 @@ from execution.ledger.v1 import events_pb2
 from services.common import stream, tail
 from services.common.errors import UnavailableError
 from services.common.stream import Redis
-from services.ingest.authoriser import Refusal
 from services.ingest.domain.values import Authorisation
 from services.ingest.peer import Door, Peer
 
@@ -60,20 +60,9 @@ class LicenseWatch:
 
         async def check(peer: Peer) -> None:
             async with slots:
-                await self._recheck_one(peer)
+                await peer.recheck()
 
         await asyncio.gather(*(check(peer) for peer in self._door.sessions.all()))
-
-    async def _recheck_one(self, peer: Peer) -> None:
-        login, handshake = peer.login, peer.session.handshake
-        if login is None or not peer.is_open:
-            return
-        answer = await self._door.authoriser.authorise(login, fresh=True)
-        if isinstance(answer, Refusal):
-            if answer.code != pb.REJECT_CODE_UNAVAILABLE and peer.is_open:
-                peer.end(answer.code, answer.message)
-        else:
-            handshake.authorisation = answer
 
     async def _begin(self) -> stream.EntryId:
         """The end of the stream as it is now; what came before is in the ledger's answers."""
@@ -104,7 +93,9 @@ class LicenseWatch:
             if change.revoked:
                 peer.end(pb.REJECT_CODE_LICENSE_REVOKED, "the license was revoked")
             elif change.HasField("expires_at"):
-                _end_at(peer, authorisation, change.expires_at.ToMicroseconds())
+                _end_by(peer, authorisation, change.expires_at.ToMicroseconds())
+                # It may also be longer now, and then the key's own end counts: only the ledger knows both.
+                self._door.start(peer.recheck(), f"recheck of master {peer.master_id}")
 
     def _key_changed(self, change: events_pb2.SigningKeyChanged) -> None:
         self._door.authoriser.forget_key(change.master_id, change.key_id)
@@ -115,15 +106,10 @@ class LicenseWatch:
         if change.revoked:
             peer.end(pb.REJECT_CODE_LICENSE_REVOKED, "the signing key was revoked")
         elif authorisation is not None and change.HasField("expires_at"):
-            _end_at(peer, authorisation, min(authorisation.expires_at_us, change.expires_at.ToMicroseconds()))
+            _end_by(peer, authorisation, change.expires_at.ToMicroseconds())
 
 
-def _end_at(peer: Peer, authorisation: Authorisation, time_us: int) -> None:
-    """The session ends at another time than was thought."""
-    peer.session.handshake.authorisation = Authorisation(
-        secret=authorisation.secret,
-        license_id=authorisation.license_id,
-        expires_at_us=time_us,
-        signals_per_second_max=authorisation.signals_per_second_max,
-        signal_age_ms_max=authorisation.signal_age_ms_max,
-    )
+def _end_by(peer: Peer, authorisation: Authorisation, time_us: int) -> None:
+    """The session ends at that time at the latest."""
+    expires_at_us = min(authorisation.expires_at_us, time_us)
+    peer.session.handshake.authorisation = replace(authorisation, expires_at_us=expires_at_us)

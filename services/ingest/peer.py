@@ -76,7 +76,7 @@ class Door:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Runs a login's question to the ledger; one for each connection that logs in, so connections bound them."""
+        """Runs what asks the ledger; one question of each connection at a time, so connections bound them."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -107,6 +107,7 @@ class Peer:
         self.snapshot_requested_at = float("-inf")
         self._authorise: Authorise | None = None
         self._lane: Lane | None = None
+        self._changes = 0
         self._is_counted = False
         self._is_over = False
 
@@ -119,11 +120,6 @@ class Peer:
     def is_open(self) -> bool:
         """Whether the session is open."""
         return self.session.intake is not None and not self.session.is_closed
-
-    @property
-    def login(self) -> Authorise | None:
-        """What the session logged in with, to ask the ledger again."""
-        return self._authorise
 
     # From the client
 
@@ -204,6 +200,16 @@ class Peer:
         self._count()
         self.send()
 
+    async def recheck(self) -> None:
+        """Asks the ledger whether the open session's login still counts, and ends the session if not."""
+        if self._authorise is None or not self.is_open:
+            return
+        answer = await self.door.authoriser.authorise(self._authorise, fresh=True)
+        if not isinstance(answer, Refusal):
+            self.session.handshake.authorisation = answer
+        elif answer.code != pb.REJECT_CODE_UNAVAILABLE and self.is_open:
+            self.end(answer.code, answer.message)
+
     def fence(self) -> None:
         """A later session of the master is open."""
         if self.session.intake is not None:
@@ -239,6 +245,7 @@ class Peer:
         answer = await self.door.authoriser.authorise(command)
         if self._is_over:
             return
+        self._changes = self.door.authoriser.changes
         if isinstance(answer, Refusal):
             self.session.refused(answer.code, answer.message)
         else:
@@ -296,6 +303,9 @@ class Peer:
         )
         if door.is_draining:
             session.drain(0)
+        if door.authoriser.changes != self._changes:
+            # The license may have been revoked while the log was asked.
+            door.start(self.recheck(), f"recheck of master {self.master_id}")
 
     def _store(self, command: StoreSnapshot) -> None:
         if self._lane is None:

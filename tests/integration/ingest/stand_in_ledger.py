@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +33,9 @@ class StandInLedger(pb_grpc.MasterServiceServicer):
         self.archived: dict[int, tuple[int, int]] = {}
         self.asked = 0
         self.is_away = False
+        self.may_answer = asyncio.Event()
+        """Answers wait for it, as they were when the question came."""
+        self.may_answer.set()
         self.port = 0
 
     def add(self, who: Credentials) -> Credentials:
@@ -61,6 +65,7 @@ class StandInLedger(pb_grpc.MasterServiceServicer):
         answer.expires_at.FromMicroseconds(int(expires_at * 1e6))
         if request.master_id in self.archived:
             answer.archived.epoch, answer.archived.sequence = self.archived[request.master_id]
+        await self.may_answer.wait()
         return answer
 
 

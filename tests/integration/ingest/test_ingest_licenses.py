@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -179,6 +180,59 @@ async def test_a_revoked_license_ends_the_session(ingest: Running, ledger: Stand
     assert (await refused(ingest.port, Credentials())).code == pb.REJECT_CODE_LICENSE_REVOKED
 
 
+async def test_a_license_revoked_while_the_ledger_answers_opens_nothing(
+    ingest: Running, ledger: StandInLedger, log_client: Redis
+):
+    ledger.may_answer.clear()
+    async with connected(ingest.port) as master:
+        await master.greet()
+        master.send(master.keys.login(login_body(master.who).SerializeToString()))
+        await until(lambda: ledger.asked == 1)
+        ledger.refusals[1] = "LICENSE_REVOKED"
+        before = ingest.door.authoriser.changes
+        await announce(log_client, license_changed(revoked=True))
+        await until(lambda: ingest.door.authoriser.changes > before)
+        ledger.may_answer.set()
+        await master.rejected_with(pb.REJECT_CODE_LICENSE_REVOKED)
+
+
+async def test_a_license_revoked_while_the_log_opens_the_session_ends_it(
+    ingest: Running, ledger: StandInLedger, log_client: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    opening: list[tuple[Any, ...]] = []
+    open_log = ingest.publisher.open
+    monkeypatch.setattr(ingest.publisher, "open", lambda *arguments: opening.append(arguments))
+    async with connected(ingest.port) as master:
+        await master.greet()
+        master.send(master.keys.login(login_body(master.who).SerializeToString()))
+        await until(lambda: bool(opening))
+        ledger.refusals[1] = "LICENSE_REVOKED"
+        before = ingest.door.authoriser.changes
+        await announce(log_client, license_changed(revoked=True))
+        await until(lambda: ingest.door.authoriser.changes > before)
+        open_log(*opening[0])
+        await master.expect("welcome")
+        await master.rejected_with(pb.REJECT_CODE_LICENSE_REVOKED)
+
+
+async def test_a_longer_license_does_not_prolong_its_key(
+    redis_url: str, ledger: StandInLedger, log_client: Redis
+):
+    """The ledger tells when the first of both ends; an announced license tells only its own end."""
+    ledger.expires_at[1] = time.time() + 600
+    async with ingest_running(redis_url, ledger.port) as ingest, logged_in(ingest.port):
+        peer = ingest.door.sessions.find(1)
+        asked = ledger.asked
+        await announce(log_client, license_changed(revoked=False, expires_in_seconds=3_600))
+        await until(lambda: ledger.asked > asked)
+        assert peer.session.handshake.authorisation.expires_at_us == int(ledger.expires_at[1] * 1e6)
+        ledger.expires_at[1] = time.time() + 900
+        await announce(log_client, license_changed(revoked=False, expires_in_seconds=900))
+        await until(
+            lambda: peer.session.handshake.authorisation.expires_at_us == int(ledger.expires_at[1] * 1e6)
+        )
+
+
 async def test_a_revoked_key_ends_only_its_own_session(ingest: Running, log_client: Redis):
     async with logged_in(ingest.port) as master:
         await announce(log_client, key_changed("another", revoked=True))
@@ -221,6 +275,7 @@ async def test_a_license_whose_end_was_moved_ends_the_session_then(
         ingest_running(redis_url, ledger.port, heartbeat_seconds=0.2) as ingest,
         logged_in(ingest.port) as master,
     ):
+        ledger.expires_at[1] = time.time() + 0.1
         await announce(log_client, license_changed(revoked=False, expires_in_seconds=0.1))
         (frame,) = await master.ended()
         assert frame.reject.code == pb.REJECT_CODE_LICENSE_EXPIRED
