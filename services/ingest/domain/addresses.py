@@ -9,6 +9,7 @@ from typing import Final
 NETWORKS_MAX: Final = 1_024
 # Whoever rents one host is given that many addresses of IPv6; counting them one by one would limit nobody.
 _IPV6_PREFIX_BITS: Final = 64
+_IPV4_MAPPED_PREFIX_BITS: Final = 96
 
 Network = IPv4Network | IPv6Network
 
@@ -19,10 +20,20 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
     Raises:
         ValueError: one is none, has bits behind its prefix, or there are too many.
     """
-    networks = tuple(ip_network(text) for text in texts)
+    networks = tuple(_network(text) for text in texts)
     if len(networks) > NETWORKS_MAX:
         raise ValueError(f"at most {NETWORKS_MAX} networks are taken")
     return networks
+
+
+def _network(text: str) -> Network:
+    """A network; one of IPv4 also where it is written as IPv6 has it, as `::ffff:10.0.0.0/104`."""
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.prefixlen >= _IPV4_MAPPED_PREFIX_BITS:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - _IPV4_MAPPED_PREFIX_BITS))
+    return network
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address:

@@ -35,6 +35,15 @@ def test_an_address_is_allowed_if_one_of_the_networks_has_it(host: str, allowed:
     assert is_in(host, NETWORKS) is allowed
 
 
+@pytest.mark.parametrize("text", ["::ffff:10.0.0.0/104", "::ffff:a00:0/104"])
+def test_a_network_of_ipv4_may_be_written_as_ipv6_has_it(text: str):
+    networks = parse_networks([text, "::ffff:192.0.2.7"])
+    for host in ("10.1.2.3", "::ffff:10.1.2.3", "192.0.2.7"):
+        assert is_in(host, networks)
+    for host in ("11.1.2.3", "::ffff:11.1.2.3", "192.0.2.8", "::1"):
+        assert not is_in(host, networks)
+
+
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "10.0.0.0/33", "example.com", "", "2001:db8::1/32"])
 def test_what_is_no_network_is_refused(text: str):
     with pytest.raises(ValueError):  # noqa: PT011  (each says something else)
