@@ -105,7 +105,7 @@ async def apply(
     """Applies what is missing, in order, each file in a transaction of its own, and returns the versions
     applied.
 
-    `url` is the owner's or a superuser's. Only one process migrates a database at a time; the others wait and
+    `url` is a superuser's, or of an owner of the database that may create roles. Only one process migrates a database at a time; the others wait and
     then find nothing to do, so it is safe to run it everywhere and again. With `phase` "before", files up to
     the first missing "after" file are applied; without it, all.
 
@@ -123,6 +123,7 @@ async def apply(
         with pg.translating():
             await connection.execute(f"set lock_timeout = {int(wait_seconds * 1_000)}")
             await connection.execute(f"set statement_timeout = {int(statement_timeout_seconds * 1_000)}")
+            await _be_member_of_what_is_created(connection)
             await _lock(connection)
             await _prepare(connection, schema)
             applied = await _applied(connection, schema)
@@ -174,6 +175,12 @@ async def _lock(connection: asyncpg.Connection[asyncpg.Record]) -> None:
         raise UnavailableError(
             "another process is migrating this database", reason="DATABASE_MIGRATING"
         ) from error
+
+
+async def _be_member_of_what_is_created(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    # Since 16 whoever is no superuser may grant the roles that he creates, but not act as them unless he asks for it.
+    if connection.get_server_version().major >= 16:
+        await connection.execute("set createrole_self_grant = 'set, inherit'")
 
 
 async def _prepare(connection: asyncpg.Connection[asyncpg.Record], schema: str) -> None:
