@@ -40,21 +40,27 @@ async def barrier(connection: RespConnection, settings: IngestSettings) -> Barri
         return Barrier()
     timeout_seconds = settings.redis_timeout_seconds
     persistence = await _persistence(connection, timeout_seconds)
-    if persistence.get("appendonly") == "yes" and persistence.get("appendfsync") == "always":
+    if _syncs_always(persistence):
         # Redis then answers only after the fsync of the whole event loop's writes: group commit for free.
         return Barrier()
     if persistence.get("appendonly", "yes") == "yes" and await _has_waitaof(connection, timeout_seconds):
         return Barrier(("WAITAOF", 1, 0, wait_ms), 1)
     raise UnavailableError(
-        "FSYNCED needs 'appendonly yes', and either 'appendfsync always' or a server with WAITAOF",
+        "FSYNCED needs 'appendonly yes', and either 'appendfsync always' with 'no-appendfsync-on-rewrite no', "
+        "or a server with WAITAOF",
         reason=UNSUPPORTED,
     )
 
 
+def _syncs_always(persistence: dict[str, str]) -> bool:
+    wanted = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+    return all(persistence.get(name) == value for name, value in wanted.items())
+
+
 async def _persistence(connection: RespConnection, timeout_seconds: float) -> dict[str, str]:
-    """appendonly and appendfsync, or nothing where CONFIG is not allowed, as on managed servers."""
+    """How the server keeps its file, or nothing where CONFIG is not allowed, as on managed servers."""
     try:
-        reply = await connection.call("CONFIG", "GET", "append*", timeout_seconds=timeout_seconds)
+        reply = await connection.call("CONFIG", "GET", "*append*", timeout_seconds=timeout_seconds)
     except hiredis.ReplyError:
         return {}
     words = [word.decode() for word in reply]

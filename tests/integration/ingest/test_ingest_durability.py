@@ -65,6 +65,25 @@ async def test_synced_with_waitaof_where_the_server_has_it(ledger: StandInLedger
             assert (await master.expect("ack")).ack.snapshot_sequence == 5
 
 
+async def test_always_is_not_always_while_the_file_is_rewritten(ledger: StandInLedger):
+    """With this setting the server does not sync while a child rewrites the file, and answers all the same."""
+    async with redis(appendfsync="always", settings={"no-appendfsync-on-rewrite": "yes"}) as server:
+        if not await has_waitaof(server):
+            with pytest.raises(ConfigurationError, match="no-appendfsync-on-rewrite no"):
+                async with ingest_running(server.url, ledger.port, durability="FSYNCED"):
+                    pass
+            return
+        async with (
+            ingest_running(server.url, ledger.port, durability="FSYNCED") as ingest,
+            logged_in(ingest.port) as master,
+            stream.connect(server.url) as client,
+        ):
+            await client.config_resetstat()
+            master.send_signals(1)
+            await master.acknowledged_up_to(1)
+            assert "cmdstat_waitaof" in await client.info("commandstats")
+
+
 async def test_a_server_without_an_append_only_file_cannot_sync(ledger: StandInLedger):
     async with redis(settings={"appendonly": "no"}) as server:
         with pytest.raises(ConfigurationError, match="DURABILITY: FSYNCED needs 'appendonly yes'"):
