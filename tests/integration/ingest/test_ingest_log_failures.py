@@ -149,6 +149,42 @@ async def test_functions_that_went_away_are_loaded_again(own_redis: RedisServer,
         assert list(signals_in(await read_log(client))) == [1]
 
 
+@pytest.mark.parametrize(
+    ("broken", "mended"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+        (
+            ("CONFIG", "SET", "min-replicas-to-write", "1"),
+            ("CONFIG", "SET", "min-replicas-to-write", "0"),
+        ),
+    ],
+    ids=["out-of-memory", "read-only", "no-replicas"],
+)
+async def test_a_log_that_refuses_writes_is_unavailable_until_it_takes_them(
+    own_redis: RedisServer, ledger: StandInLedger, broken: tuple[str, ...], mended: tuple[str, ...]
+):
+    other = ledger.add(Credentials(master_id=2))
+    async with (
+        ingest_running(own_redis.url, ledger.port) as ingest,
+        logged_in(ingest.port) as master,
+        stream.connect(own_redis.url) as client,
+    ):
+        master.send_signals(1)
+        await master.acknowledged_up_to(1)
+        await client.execute_command(*broken)
+        master.send_signals(2, 3)
+        reject = await master.rejected_with(pb.REJECT_CODE_UNAVAILABLE)
+        assert (reject.sequence, reject.expected_sequence) == (2, 2)
+        async with connected(ingest.port, other) as late:
+            await late.greet()
+            late.send(late.keys.login(login_body(other).SerializeToString()))
+            await late.rejected_with(pb.REJECT_CODE_UNAVAILABLE)
+        await client.execute_command(*mended)
+        await retried(master, 2, 3)
+        assert list(signals_in(await read_log(client))) == [1, 2, 3, 4]
+
+
 async def test_a_log_that_lost_everything_begins_a_new_epoch_behind_what_the_master_saw(
     own_redis: RedisServer, ledger: StandInLedger
 ):
