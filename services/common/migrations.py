@@ -105,9 +105,9 @@ async def apply(
     """Applies what is missing, in order, each file in a transaction of its own, and returns the versions
     applied.
 
-    `url` is a superuser's, or of an owner of the database that may create roles. Only one process migrates a database at a time; the others wait and
-    then find nothing to do, so it is safe to run it everywhere and again. With `phase` "before", files up to
-    the first missing "after" file are applied; without it, all.
+    `url` is a superuser's, or that of an owner of the database who may create roles. Only one process migrates a
+    database at a time; the others wait and then find nothing to do, so it is safe to run it everywhere and again.
+    With `phase` "before", files up to the first missing "after" file are applied; without it, all.
 
     Raises:
         ConfigurationError: a file that was applied has changed since, or its SQL fails (the message says
