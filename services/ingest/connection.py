@@ -126,7 +126,9 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more. Only one that said Bye may wait for its answer; others are gone."""
-        return self._peer.session.is_leaving
+        transport = self._transport
+        # TLS has no half-closed connections.
+        return self._peer.session.is_leaving and transport is not None and transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal as os_signals
 import ssl
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from execution.ingest.v1 import frames_pb2 as pb
+from mesh.embedded import redis
 from services.common.errors import ConfigurationError
 from tests.integration.ingest.front_door import ingest_running
 from tests.integration.ingest.raw_master import connected
@@ -77,6 +80,28 @@ async def test_a_reject_arrives_although_the_client_was_still_sending(
         master.send_bytes((65_537).to_bytes(4, "big") + b"x" * 300_000)
         (frame,) = await master.ended()
         assert frame.HasField("reject")
+
+
+async def test_a_client_that_closes_behind_its_bye_writes_nothing_into_our_log(
+    ledger: StandInLedger, files: Files, caplog: pytest.LogCaptureFixture
+):
+    """TLS cannot be closed on one side only: nobody is there who could wait for an answer."""
+    async with (
+        redis() as server,
+        ingest_running(server.url, ledger.port, **files.settings) as ingest,
+        connected(ingest.port, tls=files.client()) as master,
+    ):
+        await master.log_in()
+        os.kill(server.pid, os_signals.SIGSTOP)
+        try:
+            master.send_signals(1)
+            master.send(pb.ClientFrame(bye=pb.Bye()))
+            await until(lambda: ingest.door.sessions.all()[0].session.is_leaving)
+            master.writer.close()
+            await until(lambda: ingest.front_door.connections == 0)
+        finally:
+            os.kill(server.pid, os_signals.SIGCONT)
+    assert "eof_received" not in caplog.text
 
 
 async def test_plaintext_to_a_tls_port_gets_nothing(redis_url: str, ledger: StandInLedger, files: Files):
