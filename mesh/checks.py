@@ -11,7 +11,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
-from mesh import codegen
+from mesh import codegen, documents
 from mesh.clone import ROOT
 from mesh.errors import MeshError, UsageError
 
@@ -128,6 +128,13 @@ def _generated(_: str | None) -> bool:
     return not stale and codegen.runs_on_oldest_protobuf()
 
 
+def _documents(_: str | None) -> bool:
+    found = documents.faults(ROOT)
+    for fault in found:
+        print(fault, flush=True)
+    return not found
+
+
 CHECKS: dict[str, Check] = {
     "ruff": _ruff,
     "format": _format,
@@ -138,4 +145,5 @@ CHECKS: dict[str, Check] = {
     "buf-format": _buf_format,
     "buf-breaking": _buf_breaking,
     "gen": _generated,
+    "docs": _documents,
 }

@@ -21,7 +21,7 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Check the source: format, lint, types, imports, contracts, generated code."""
+    """Check the source: format, lint, types, imports, contracts, generated code, documents."""
     from mesh import checks
 
     failed = checks.run(names or [], against=against)
