@@ -254,11 +254,15 @@ async def postgres(
         ConfigurationError: a folder, port, version or platform that cannot work; one line says what to do.
     """
     async with AsyncExitStack() as stack:
-        user = _server_user(data_dir / "cluster" if data_dir else None)
+
+        def lock(folder: Path) -> Path:
+            return stack.enter_context(folders.locked_data_folder(folder.absolute(), others_may_pass=True))
+
+        # A folder that was given is entered first: it may be one that this user cannot look into.
+        given = lock(data_dir) if data_dir else None
+        user = _server_user(given / "cluster" if given else None)
         run = stack.enter_context(folders.run_folder(user))
-        data = stack.enter_context(
-            folders.locked_data_folder((data_dir or run / "data").absolute(), others_may_pass=True)
-        )
+        data = given or lock(run / "data")
         folders.require_passage(data, user, what="PostgreSQL")
         server = PostgresServer(
             binaries or installed_binaries(), data, run, user, durable, tcp_port, settings or {}

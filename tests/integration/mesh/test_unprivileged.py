@@ -81,14 +81,23 @@ def test_an_ordinary_user_runs_both(data_folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root makes the folder that the ordinary user may not write")
-def test_an_unwritable_data_folder_is_one_clear_line(data_folder: Path) -> None:
+@pytest.mark.parametrize("server", ["postgres", "redis"])
+@pytest.mark.parametrize("mode", [0o755, 0o700], ids=["unwritable", "closed"])
+def test_a_data_folder_that_is_somebody_else_s_is_one_clear_line(
+    server: str, mode: int, data_folder: Path
+) -> None:
     interpreter = reachable_interpreter()
     if interpreter is None or folders.first_closed(ROOT, ORDINARY):
         pytest.skip("an ordinary user cannot get to the project")
-    script = "import asyncio, sys\nfrom pathlib import Path\nfrom mesh.embedded import redis\n"
-    script += "async def main():\n    async with redis(Path(sys.argv[1])):\n        pass\nasyncio.run(main())"
+    theirs = data_folder / "theirs"
+    theirs.mkdir()
+    theirs.chmod(mode)
+    script = f"import asyncio, sys\nfrom pathlib import Path\nfrom mesh.embedded import {server}\n"
+    script += (
+        f"async def main():\n    async with {server}(Path(sys.argv[1])):\n        pass\nasyncio.run(main())"
+    )
     completed = subprocess.run(
-        [interpreter, "-P", "-B", "-c", script, str(data_folder / "mesh")],
+        [interpreter, "-P", "-B", "-c", script, str(theirs / "mesh")],
         user=ORDINARY.uid,
         group=ORDINARY.gid,
         extra_groups=[],
@@ -99,7 +108,5 @@ def test_an_unwritable_data_folder_is_one_clear_line(data_folder: Path) -> None:
         check=False,
     )
     last_line = completed.stderr.splitlines()[-1]
-    expected = (
-        f"cannot write to the data folder {data_folder}/mesh (Permission denied): choose one that you own"
-    )
+    expected = f"cannot write to the data folder {theirs}/mesh (Permission denied): choose one that you own"
     assert last_line == f"mesh.errors.ConfigurationError: {expected}"
