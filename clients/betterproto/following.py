@@ -127,10 +127,13 @@ class Following:
         master.misses_something |= not (gap.from_ == gap.to == gap.resume_after)
         return True
 
-    def take_snapshot(self, snapshot: Snapshot) -> None:
-        """The account is to be brought in line with it; everything after it follows."""
-        before = self.masters.get(snapshot.master_id, Master())
+    def take_snapshot(self, snapshot: Snapshot) -> bool:
+        """The account is to be brought in line with it, and everything after it follows; False when nobody asked."""
+        before = self.masters.get(snapshot.master_id)
+        if before is None:
+            return False
         self.masters[snapshot.master_id] = Master(_position(snapshot.as_of), is_paused=before.is_paused)
+        return True
 
     def take_progress(self, progress: Progress) -> bool:
         """Moves over what the stream had nothing to say about; whether any position moved."""

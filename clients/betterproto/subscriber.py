@@ -45,6 +45,7 @@ from ecp_betterproto.execution.fanout.v1 import (
 
 CLIENT = "example-betterproto/1.0"
 ACKNOWLEDGE_SECONDS = 1.0
+ACKNOWLEDGED_MAX = 100
 CALL_SECONDS_MAX = 5.0
 SILENCE_SECONDS_MAX = 10.0
 """The server says something at least once a second; after this long nobody is there."""
@@ -203,7 +204,8 @@ class Subscriber:
         return True  # also for what is newer than this program
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
-        self.following.take_snapshot(snapshot)
+        if not self.following.take_snapshot(snapshot):
+            return
         # Here a bridge would compare the account with it, and bring it in line.
         print(
             f"snapshot of master {snapshot.master_id} as of {shown(snapshot.as_of)}:"
@@ -237,12 +239,13 @@ class Subscriber:
 
     async def _acknowledge(self, stub: FanoutServiceAsyncStub) -> None:
         held = {n: one.held for n, one in self.following.masters.items() if one.held is not None}
-        new = {n: position for n, position in held.items() if position != self.acknowledged.get(n)}
+        moved = {n: position for n, position in held.items() if position != self.acknowledged.get(n)}
+        new = dict(list(moved.items())[:ACKNOWLEDGED_MAX])
         if not new:
             return
         positions = [
             MasterPosition(master_id=n, position=StreamPosition(epoch=epoch, sequence=sequence))
-            for n, (epoch, sequence) in list(new.items())[:100]
+            for n, (epoch, sequence) in new.items()
         ]
         await stub.acknowledge(AcknowledgeRequest(positions=positions), timeout=CALL_SECONDS_MAX)
         self.acknowledged.update(new)

@@ -169,10 +169,15 @@ export class Following {
     return true;
   }
 
-  /** The account is to be brought in line with it; everything after it follows. */
-  takeSnapshot(snapshot: Snapshot): void {
-    const isPaused = this.#masters.get(snapshot.masterId)?.isPaused ?? false;
+  /** The account is to be brought in line with it, and everything after it follows; false when nobody asked. */
+  takeSnapshot(snapshot: Snapshot): boolean {
+    const before = this.#masters.get(snapshot.masterId);
+    if (before === undefined) {
+      return false;
+    }
+    const { isPaused } = before;
     this.#masters.set(snapshot.masterId, { ...newMaster(Position.of(snapshot.asOf), false), isPaused });
+    return true;
   }
 
   /** Moves over what the stream had nothing to say about; whether any position moved. */

@@ -193,7 +193,9 @@ class Subscriber {
   }
 
   #takeSnapshot(snapshot: Snapshot): void {
-    this.#following.takeSnapshot(snapshot);
+    if (!this.#following.takeSnapshot(snapshot)) {
+      return;
+    }
     // Here a bridge would compare the account with it, and bring it in line.
     const holds = `${snapshot.positions.length} positions, ${snapshot.orders.length} orders`;
     console.log(`snapshot of master ${snapshot.masterId} as of ${Position.of(snapshot.asOf)}: ${holds}`);

@@ -178,6 +178,23 @@ async def test_what_came_before_is_passed_over_and_a_hole_is_asked_for(program: 
     assert set(server.tokens) == {"Bearer token"}
 
 
+async def test_what_is_said_about_masters_that_were_not_asked_for_is_passed_over(
+    program: str, positions: Path
+) -> None:
+    strangers = scripted.snapshot(5)
+    strangers.snapshot.snapshot.master_id = 7
+    change = pb.StateChange(master_id=1, state=pb.SUBSCRIPTION_STATE_CANCELLED)
+    cancelled = pb.SubscribeResponse(state_change=change)
+    script = scripted.says(strangers, scripted.signals(1), cancelled, then=grpc.StatusCode.UNAVAILABLE)
+    async with (
+        scripted.serving(script) as server,
+        running(program, server.address, positions, "--plaintext", "--start", "beginning") as client,
+    ):
+        assert await client.ended() == 0
+    assert client.signals == places(1, 1)
+    assert len(server.requests) == 1
+
+
 async def test_a_hole_that_stays_leads_to_a_full_sync(program: str, positions: Path) -> None:
     async with scripted.serving(
         scripted.says(scripted.signals(1), scripted.signals(4)),
