@@ -9,6 +9,7 @@ from typing import Never
 
 import pytest
 
+from ecp_client.account import HoldingState
 from ecp_client.copying import Action, CopySettings, Decision, Reason, Scaling
 from ecp_client.errors import ClosedError, JournalError, JournalLockedError
 from ecp_client.positions import Position
@@ -23,6 +24,7 @@ from ecp_client.subscriber import (
     SubscriberThread,
     SyncState,
 )
+from execution.common.v1.signal_pb2 import ORDER_TYPE_LIMIT, SIGNAL_KIND_PENDING_PLACE
 from execution.risk.v1 import risk_service_pb2 as risk_pb
 from tests.integration.clients.application import FOREVER, WAIT_SECONDS, App, settings, until
 from tests.integration.clients.scripted_server import (
@@ -249,3 +251,35 @@ async def test_a_plain_thread_polls(tmp_path: Path) -> None:
         seen = await asyncio.to_thread(follow)
         assert seen == [(number, Action.COPY) for number in (1, 2, 3)]
         assert {one.event_id for one in server.outcomes} == {"1-1-1", "1-1-2", "1-1-3"}
+
+
+async def test_a_plain_thread_can_ask_for_all_that_a_coroutine_can(tmp_path: Path) -> None:
+    placed = signals(1)
+    one = placed.signals.signals[0].signal
+    one.kind, one.order_id, one.position_id = SIGNAL_KIND_PENDING_PLACE, 5, 0
+    one.order_type = ORDER_TYPE_LIMIT
+    scripts = says(placed), says(signals(2)), says(snapshot(2), signals(3))
+    async with serving(*scripts) as server:
+        given = settings(server, journal_folder=tmp_path)
+
+        def polled(client: SubscriberThread) -> list[int]:
+            batch = client.poll(WAIT_SECONDS)
+            assert batch is not None
+            return [one.sequence for one in batch.signals]
+
+        def follow() -> None:
+            with SubscriberThread(given) as client:
+                assert client.master_ids == [1]
+                with pytest.raises(KeyError):
+                    client.resync(7)
+                assert polled(client) == [1]
+                client.order_cancelled_by_user(1, 5)
+                client.disconnect()
+                assert polled(client) == [2]
+                assert client.copier(1).account.orders[5].state is HoldingState.CLOSED_BY_USER
+                client.resync(1)
+                assert polled(client) == [3]
+                client.close()
+
+        await asyncio.to_thread(follow)
+        assert server.requests[2].masters[0].HasField("from_snapshot")

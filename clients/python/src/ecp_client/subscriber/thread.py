@@ -44,6 +44,7 @@ class SubscriberThread:
         """Opens the journal; `start`, or entering the context, connects. Raises as Subscriber does."""
         self._batches: queue.Queue[Batch] = queue.Queue(BATCHES_MAX)
         self._loop = LoopThread("ecp-subscriber")
+        self._closed = False
 
         async def make() -> Subscriber:
             return Subscriber(
@@ -69,7 +70,10 @@ class SubscriberThread:
         self._loop.call(self._subscriber.start(), timeout_seconds=ANSWER_SECONDS_MAX)
 
     def close(self) -> None:
-        """As Subscriber.close; ends the thread."""
+        """As Subscriber.close; ends the thread. Safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
         self._loop.call(self._subscriber.close(), timeout_seconds=ANSWER_SECONDS_MAX)
         self._loop.stop()
 
@@ -101,6 +105,11 @@ class SubscriberThread:
         """Counts since the client was made."""
         return self._subscriber.stats
 
+    @property
+    def master_ids(self) -> list[int]:
+        """As Subscriber.master_ids."""
+        return self._subscriber.master_ids
+
     def copier(self, master_id: int) -> Copier:
         """As Subscriber.copier; read it while nothing is being received, or take it as a moment's picture."""
         return self._subscriber.copier(master_id)
@@ -117,9 +126,22 @@ class SubscriberThread:
         """As Subscriber.set_license_token."""
         self._loop.call_soon(self._subscriber.set_license_token, token)
 
+    def disconnect(self) -> None:
+        """As Subscriber.disconnect."""
+        self._loop.call_soon(self._subscriber.disconnect)
+
+    def resync(self, master_id: int) -> None:
+        """As Subscriber.resync. Raises KeyError when it is not followed."""
+        self._subscriber.state(master_id)
+        self._loop.call_soon(self._subscriber.resync, master_id)
+
     def closed_by_user(self, master_id: int, position_id: int) -> None:
         """As Subscriber.closed_by_user."""
         self._loop.call_soon(self._subscriber.closed_by_user, master_id, position_id)
+
+    def order_cancelled_by_user(self, master_id: int, order_id: int) -> None:
+        """As Subscriber.order_cancelled_by_user."""
+        self._loop.call_soon(self._subscriber.order_cancelled_by_user, master_id, order_id)
 
     def report(
         self, sequenced: SequencedSignal, *, executed: bool, price_e8: int = 0, reason: Reason = Reason.NONE
