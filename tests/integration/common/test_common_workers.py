@@ -1,4 +1,4 @@
-"""Several processes of one service behind one port, as an operator or systemd sees them."""
+"""Several processes of one service behind one port, as an operator or systemd sees them, from start to end."""
 
 from __future__ import annotations
 
@@ -7,189 +7,12 @@ import json
 import os
 import signal
 import socket
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mesh.process import process_exists
-from services.common import shared_ports
-from services.common.errors import ConfigurationError
-from services.common.settings import Address
-
-SERVICE = '''
-"""A service for the tests: answers each connection with its process id; BEHAVIOR says what else it does."""
-import asyncio, os, signal, socket, sys, threading
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from prometheus_client import Counter, Histogram
-from services.common import admin, lifecycle, shared_ports
-from services.common.errors import ConfigurationError
-from services.common.settings import Address
-from services.common.worker import WorkerSettings
-
-BEHAVIOR = os.environ.get("BEHAVIOR", "")
-TAKEN = Counter("taken_total", "Connections.", ("kind",))
-SIZES = Histogram("sizes", "Sizes.", buckets=(1, 2))
-
-class ExampleSettings(WorkerSettings):
-    service_name = "example"
-
-def answer(reader, writer):
-    TAKEN.labels("any").inc()
-    SIZES.observe(1)
-    writer.write(b"%d\\n" % os.getpid())
-    writer.close()
-
-@asynccontextmanager
-async def running(settings):
-    number = settings.worker_number
-    if BEHAVIOR == "misconfigured":
-        raise ConfigurationError("is bad", where="SOMETHING", do="change it")
-    if BEHAVIOR == "slow start":
-        print("starting", number, flush=True)
-        await asyncio.sleep(60)
-    if BEHAVIOR == "second fails" and number == 2:
-        raise KeyError("boom")
-    readiness = admin.Readiness([admin.Check("mood", lambda: not (BEHAVIOR == "second moody" and number == 2))])
-    listener = socket.create_server(("127.0.0.1", 0)) if not settings.shares_ports else socket.socket()
-    if settings.shares_ports:
-        shared_ports.share(listener)
-        listener.bind((settings.grpc_bind_address.host, settings.grpc_bind_address.port))
-    server = await asyncio.start_server(answer, sock=listener)
-    async with server, admin.serving(settings.admin_bind_address, readiness) as served:
-        print("serving", number, os.getpid(), settings.grpc_bind_address.port, settings.worker_folder, flush=True)
-        class Running:
-            admin_port = served.port
-        try:
-            yield Running()
-        finally:
-            if BEHAVIOR == "slow end":
-                print("ending", number, flush=True)
-                await asyncio.sleep(60)
-            print("left", number, flush=True)
-
-if __name__ == "__main__":
-    sys.exit(lifecycle.command_line(ExampleSettings, running=running))
-'''
-ENVIRONMENT = {
-    "SERVICE_TOKEN": "service-token-0123456789",
-    "GRPC_BIND_ADDRESS": "127.0.0.1:0",
-    "ADMIN_BIND_ADDRESS": "127.0.0.1:0",
-    "DRAIN_GRACE_SECONDS": "1",
-    "WORKER_RESTART_SECONDS_MIN": "0.01",
-    "WORKER_RESTART_SECONDS_MAX": "0.02",
-    "WORKER_FAILURES_MAX": "3",
-}
-WAIT_SECONDS = 60
-
-
-class Parent:
-    """The process that was started, and what its workers said."""
-
-    def __init__(self, process: asyncio.subprocess.Process, admin_port: int) -> None:
-        self.process = process
-        self.admin_port = admin_port
-        self.pids: dict[int, int] = {}
-        self.port = 0
-        self.folder = Path()
-        self.lines: list[str] = []
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Reads what is printed until the condition holds."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(WAIT_SECONDS):
-            while not condition():
-                line = (await self.process.stdout.readline()).decode()
-                assert line, f"ended: {self.lines}"
-                self.lines.append(line)
-                match line.split():
-                    case ["serving", number, pid, port, folder]:
-                        self.pids[int(number)] = int(pid)
-                        self.port, self.folder = int(port), Path(folder)
-
-    async def ready(self) -> None:
-        await self.until(lambda: any('"parent"' in line and '"ready"' in line for line in self.lines))
-
-    async def finish(self) -> tuple[int, str]:
-        async with asyncio.timeout(WAIT_SECONDS):
-            out, err = await self.process.communicate()
-        self.lines += out.decode().splitlines(keepends=True)
-        assert self.process.returncode is not None
-        return self.process.returncode, err.decode()
-
-    async def ask(self, path: str) -> tuple[int, str]:
-        return await asyncio.to_thread(get, f"http://127.0.0.1:{self.admin_port}{path}")
-
-    async def who_answers(self) -> int:
-        """Asks again when a worker dies before it has answered."""
-        while True:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            try:
-                if pid := await reader.read():
-                    return int(pid)
-            except ConnectionResetError:
-                continue
-            finally:
-                writer.close()
-                with suppress(ConnectionResetError):
-                    await writer.wait_closed()
-
-    async def everybody_answers(self, pids: set[int]) -> None:
-        async with asyncio.timeout(WAIT_SECONDS):
-            while pids:
-                pids = pids - {await self.who_answers()}
-
-    async def gone(self) -> None:
-        async with asyncio.timeout(WAIT_SECONDS):
-            while any(process_exists(pid) for pid in self.pids.values()):  # noqa: ASYNC110 - not our children
-                await asyncio.sleep(0.01)
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=WAIT_SECONDS) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@asynccontextmanager
-async def started(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[Parent]:
-    script = folder / "service.py"
-    script.write_text(SERVICE)
-    clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    admin_port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        str(script),
-        *arguments,
-        env=clean
-        | ENVIRONMENT
-        | {"TMPDIR": str(folder), "ADMIN_BIND_ADDRESS": f"127.0.0.1:{admin_port}"}
-        | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Parent(process, admin_port)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+from tests.integration.common.worker_parent import WAIT_SECONDS, started
 
 
 async def test_workers_share_the_port_and_end_in_order(tmp_path: Path) -> None:
@@ -281,11 +104,6 @@ async def test_ready_and_healthy_only_when_all_workers_are(tmp_path: Path) -> No
         assert (status, json.loads(text)["workers"]["2"]) == (503, {"status": "silent"})
 
 
-async def test_a_wrong_setting_is_told_once_and_ends_with_3(tmp_path: Path) -> None:
-    async with started(tmp_path, "--workers", "3", BEHAVIOR="misconfigured") as parent:
-        assert await parent.finish() == (3, "SOMETHING: is bad; change it\n")
-
-
 async def test_a_worker_that_never_comes_up_ends_all(tmp_path: Path) -> None:
     async with started(tmp_path, "--workers", "2", BEHAVIOR="second fails") as parent:
         code, err = await parent.finish()
@@ -345,58 +163,3 @@ async def test_systemd_hears_that_all_are_ready_and_alive(tmp_path: Path) -> Non
             while await loop.sock_recv(systemd, 1_000) != b"STOPPING=1":
                 pass
             assert (await parent.finish())[0] == 0
-
-
-@pytest.mark.parametrize("shares", [False, True])
-async def test_a_port_in_use_ends_with_3_and_one_line(tmp_path: Path, shares: bool) -> None:
-    """Also by a process of the same user that would share it: the kernel would let both have it without a word."""
-    with socket.socket() as other:
-        if shares:
-            shared_ports.share(other)
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        async with started(tmp_path, "--workers", "2", GRPC_BIND_ADDRESS=f"127.0.0.1:{port}") as parent:
-            code, err = await parent.finish()
-    assert code == 3
-    assert err.startswith(f"GRPC_BIND_ADDRESS: cannot listen on 127.0.0.1:{port}: ")
-    assert err.count("\n") == 1
-    assert parent.pids == {}
-
-
-async def test_another_parent_cannot_have_the_port(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    async with started(tmp_path, "--workers", "2") as parent:
-        await parent.until(lambda: parent.port)
-        address = f"127.0.0.1:{parent.port}"
-        async with started(tmp_path / "other", "--workers", "2", GRPC_BIND_ADDRESS=address) as other:
-            assert (await other.finish())[0] == 3
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("--workers",), ("--workers", "2", "3"), ("serve", "--worker", "2"), ("migrate", "--workers", "2")],
-)
-async def test_wrong_options_end_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    async with started(tmp_path, *arguments) as parent:
-        code, err = await parent.finish()
-    assert (code, err) == (2, "usage: python -m services.example [serve] [--workers N]\n")
-
-
-@pytest.mark.parametrize("count", ["0", "65", "two"])
-async def test_a_wrong_number_of_workers_ends_with_3(tmp_path: Path, count: str) -> None:
-    async with started(tmp_path, "--workers", count) as parent:
-        code, err = await parent.finish()
-    assert (code, err.split(":")[0], err.count("\n")) == (3, "WORKERS", 1)
-
-
-def test_who_does_not_share_cannot_have_a_held_port() -> None:
-    with shared_ports.held(Address("127.0.0.1", 0), "WHERE") as address:
-        with pytest.raises(ConfigurationError), shared_ports.held(address, "WHERE"):
-            pass
-        with socket.socket() as worker:
-            shared_ports.share(worker)
-            worker.bind((address.host, address.port))
-            worker.listen()
-        with pytest.raises(OSError, match="in use"):
-            socket.create_server((address.host, address.port))
