@@ -54,12 +54,13 @@ class Housekeeper:
             timedelta(days=settings.history_retention_days),
         )
         await self._store.create_chunks(days_ahead=settings.archive_days_ahead)
-        dropped = await self._store.drop_chunks(retention)
-        if dropped:
-            _log.info("dropped old partitions of the archive: %s", ", ".join(dropped))
         await _until_short(rows_max, lambda: self._store.drop_gaps(retention, rows_max=rows_max))
         await _until_short(rows_max, lambda: self._store.purge_idempotency_keys(keys, rows_max=rows_max))
         await _until_short(rows_max, lambda: self._store.purge_history(history, rows_max=rows_max))
+        # Last, because whoever reads the archive for long holds it up.
+        dropped = await self._store.drop_chunks(retention)
+        if dropped:
+            _log.info("dropped old partitions of the archive: %s", ", ".join(dropped))
         metrics.HOUSEKEEPING_LAST.set(time.time())
 
 

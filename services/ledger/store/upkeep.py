@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from services.common import pg, sql
+
+_LOCK_WAIT_MS_MAX: Final = 1_000
+"""While a drop waits for the archive, everybody else who needs it waits behind the drop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,13 @@ class UpkeepStore:
         return int(await self._pool.fetchval(_queries.create_chunks, days_ahead))
 
     async def drop_chunks(self, older_than: timedelta) -> list[str]:
-        """Drops the archive's partitions that hold nothing younger; their names."""
-        return [row[0] for row in await self._pool.fetch(_queries.drop_chunks, older_than)]
+        """Drops the archive's partitions that hold nothing younger; their names.
+
+        Raises AbortedError when somebody reads the archive for long; try again later.
+        """
+        async with self._pool.transaction() as connection:
+            await connection.execute(f"set local lock_timeout = {_LOCK_WAIT_MS_MAX}")
+            return [row[0] for row in await connection.fetch(_queries.drop_chunks, older_than)]
 
     async def drop_gaps(self, older_than: timedelta, *, rows_max: int) -> int:
         """Deletes old gaps and refusals of the archive; how many."""

@@ -216,6 +216,44 @@ async def test_housekeeping_removes_what_is_older_than_its_retention(
         assert await connection.fetchval("select count(*) from ledger.subscriptions") == 1
 
 
+async def test_housekeeping_waits_for_a_long_query_and_nothing_waits_for_housekeeping(
+    fresh_database: str, redis_url: str, redis: stream.Redis
+) -> None:
+    configured = ledger_settings(
+        fresh_database,
+        redis_url,
+        archive_retention_days=180,
+        housekeeping_interval_seconds=0.2,
+        database_command_timeout_seconds=600,
+    )
+    old = "select to_regclass('ledger.signal_archive_20200101')"
+    async with superuser(fresh_database) as reader, superuser(fresh_database) as connection:
+        await connection.execute(
+            "select ledger.create_chunks('ledger.signal_archive', date '2020-01-01', '2020-01-01')"
+        )
+        long_query = reader.transaction()
+        await long_query.start()
+        await reader.execute("select from ledger.signal_archive")
+        async with ledger_running(configured) as ledger:
+
+            async def drops() -> bool:
+                return await connection.fetchval(
+                    "select exists (select from pg_locks where mode = 'AccessExclusiveLock' and not granted"
+                    " and relation = 'ledger.signal_archive'::regclass)"
+                )
+
+            await eventually(drops)
+            await append(redis, run(7, 1, 2))
+            await ledger.archived(2)
+            assert await connection.fetchval(old) is not None
+            await long_query.rollback()
+            await eventually(lambda: _is_gone(connection, old))
+
+
+async def _is_gone(connection, query: str) -> bool:
+    return await connection.fetchval(query) is None
+
+
 def admin(ledger: LedgerClient, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(
