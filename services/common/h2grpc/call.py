@@ -39,12 +39,14 @@ class Call:
     __slots__ = (
         "_arrived",
         "_decoder",
+        "_has_begun",
         "_is_complete",
         "_messages",
         "_opening",
         "_owner",
         "_timer",
         "context",
+        "has_returned",
         "method",
         "opened_at",
         "out",
@@ -59,6 +61,10 @@ class Call:
         self.out: OutStream = context.out
         self.opened_at = now
         self.task: asyncio.Task[None] | None = None
+        """The handler, while it runs."""
+        self.has_returned = False
+        """Whether the handler has."""
+        self._has_begun = False
         self._owner = owner
         self._decoder: MessageDecoder | None = decoder
         self._messages: list[tuple[bytes, int]] = []
@@ -70,7 +76,7 @@ class Call:
     @property
     def is_waiting_for_request(self) -> bool:
         """Whether its handler was not started, because its one message is not here yet."""
-        return self.task is None and self.out.is_open
+        return self.task is None and not self.has_returned and self.out.is_open
 
     @property
     def incomplete_bytes(self) -> int:
@@ -131,7 +137,7 @@ class Call:
             self._arrived.set()
             self._open()
             return
-        if self.task is not None:
+        if self.task is not None or self.has_returned:
             return
         if not self._messages:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message, none came")
@@ -157,8 +163,16 @@ class Call:
         self._take_no_more()
         if self.task is not None:
             self.task.cancel()
-        else:
+        if not self._has_begun:
+            # A task that is cancelled before its first step runs nothing, not even what ends the call.
+            self._return()
+        elif self.has_returned:
             self._owner.call_ended(self)
+
+    def _return(self) -> None:
+        # The task holds frames and, through them, this call: in a circle they would wait for the garbage collector.
+        self.task, self.has_returned = None, True
+        self._owner.call_ended(self)
 
     def _take_no_more(self) -> None:
         """What waits for the handler is dropped, and no longer counts against the connection's window."""
@@ -183,6 +197,7 @@ class Call:
         self.task = asyncio.get_running_loop().create_task(self._run(request), name=name)
 
     async def _run(self, request: Any) -> None:
+        self._has_begun = True
         try:
             response = await self.method.behavior(request, self.context)
             if not self.method.gives_stream and self.context.code() == 0:
@@ -210,7 +225,7 @@ class Call:
             _log.exception("trailers cannot be sent", extra={"rpc.method": self.method.full_name})
             trailers = status_headers(*_INTERNAL)
         self.out.finish(trailers)
-        self._owner.call_ended(self)
+        self._return()
 
     def _parsed(self, message: bytes) -> Any:
         deserialize = self.method.deserialize

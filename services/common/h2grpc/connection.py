@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_answered",
         "_guard",
         "_incoming",
+        "_is_lost",
         "_lifetime",
         "_loop",
         "_serving",
@@ -100,6 +101,7 @@ class Connection(asyncio.Protocol):
         self.is_paused = False
         self.is_ended = False
         self.takes_calls = True
+        self._is_lost = False
 
     # What the event loop tells.
 
@@ -161,6 +163,9 @@ class Connection(asyncio.Protocol):
         connections = self._serving.connections
         connections.pop(self, None)
         metrics.CONNECTIONS.set(len(connections))
+        self._is_lost = True
+        if not self.calls:
+            self._incoming.let_go()
         if not connections:
             self._serving.on_idle()
 
@@ -181,7 +186,7 @@ class Connection(asyncio.Protocol):
         call = self.calls.get(stream_id)
         self._answered.note(stream_id)
         self.flush_h2()
-        if call is not None and call.task is not None and call.task.done():
+        if call is not None and call.has_returned:
             self.call_ended(call)
 
     def request_taken(self, stream_id: int, flow_bytes: int) -> None:
@@ -200,6 +205,8 @@ class Connection(asyncio.Protocol):
             self._lifetime.calls_ended(self._loop.time())
             if not self.takes_calls:
                 self._close()
+            if self._is_lost:
+                self._incoming.let_go()
 
     # How it ends.
 

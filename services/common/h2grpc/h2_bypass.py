@@ -61,7 +61,7 @@ class _Entries(list[tuple[bytes, bytes]]):
 
 
 class _Dispatch:
-    """Finds the method for a frame; h2 makes a dict of bound methods for each connection, a kilobyte."""
+    """Finds the method for a frame; h2 makes a dict of bound methods for each connection, a kilobyte in a circle."""
 
     __slots__ = ("_connection",)
 
@@ -106,7 +106,14 @@ class ServerConnection(H2Connection):
             values[code] = _Values(values[code])  # type: ignore[assignment]  # it has what is used
         for table in (self.encoder.header_table, self.decoder.header_table):
             table.dynamic_entries = _Entries()  # type: ignore[assignment]  # it has what is used
-        self._frame_dispatch_table = _Dispatch(self)  # type: ignore[assignment]  # it is only subscripted
+
+    @property  # type: ignore[override]  # h2 only subscripts it
+    def _frame_dispatch_table(self) -> _Dispatch:
+        return _Dispatch(self)
+
+    @_frame_dispatch_table.setter
+    def _frame_dispatch_table(self, table: object) -> None:
+        """What h2 makes is not kept."""
 
     def settle(self) -> None:
         """Takes back all credit: the windows are what the peer was not sent."""

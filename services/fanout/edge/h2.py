@@ -74,7 +74,8 @@ class H2StreamWriter:
             self._resume()
             await self._end
         finally:
-            self._out.on_writable = self._out.on_drain = None
+            # Who writes and who is written to hold one another no longer.
+            self._source = self._out.on_writable = self._out.on_drain = None
             self._out.let_broadcast(False)
         if self._finished is not None:
             raise self._finished
