@@ -15,6 +15,7 @@ import uvloop
 
 from services.common import logs, settings, systemd, tracing, workers
 from services.common.errors import ConfigurationError
+from services.common.long_lived import LongLived
 from services.common.settings import ServiceSettings
 from services.common.stopping import Stop
 from services.common.worker import WorkerSettings, end_with_parent, ready_message
@@ -170,20 +171,20 @@ async def _supervised(
 
 
 async def _serve(service: AbstractAsyncContextManager[object], stop: Stop) -> None:
-    async with service as served:
-        # What is there now stays; looking through it again and again would stop the event loop for 40 ms each time.
-        gc.collect()
-        gc.freeze()
-        stop.begin_graceful()
-        watchdog = asyncio.create_task(systemd.feed_watchdog(), name="systemd watchdog")
-        systemd.notify(ready_message(served))
-        _log.info("ready")
-        try:
-            await stop.asked.wait()
-        finally:
-            systemd.notify("STOPPING=1")
-            watchdog.cancel()
-            await asyncio.gather(watchdog, return_exceptions=True)
+    with LongLived():
+        async with service as served:
+            # What is there now stays.
+            gc.collect()
+            stop.begin_graceful()
+            watchdog = asyncio.create_task(systemd.feed_watchdog(), name="systemd watchdog")
+            systemd.notify(ready_message(served))
+            _log.info("ready")
+            try:
+                await stop.asked.wait()
+            finally:
+                systemd.notify("STOPPING=1")
+                watchdog.cancel()
+                await asyncio.gather(watchdog, return_exceptions=True)
     _log.info("stopped")
 
 
