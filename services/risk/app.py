@@ -65,18 +65,12 @@ async def running(settings: RiskSettings, *, clock: Clock | None = None) -> Asyn
         signal_log = None
         if settings.redis_url is not None:
             signal_log = await parts.enter_async_context(log.connect(settings))
-        store = RiskStore(
-            pool,
-            outcome_age_days_max=settings.outcome_age_days_max,
-            user_cache_entries_max=settings.user_cache_entries_max,
-            check_lock_timeout_seconds=settings.check_lock_timeout_seconds,
-        )
         detector_store = DetectorStore(pool)
         detector = Detector(detector_store, ledger, settings)
         leadership = Leadership(settings, url, detector_store, detector)
         servicer = RiskServicer(
             settings,
-            store=store,
+            store=_store(settings, pool),
             detector_store=detector_store,
             detector=detector,
             leadership=leadership,
@@ -84,22 +78,40 @@ async def running(settings: RiskSettings, *, clock: Clock | None = None) -> Asyn
             heads=LogHeads(signal_log, masters_max=settings.masters_cached_max),
             clock=clock,
         )
-        readiness = admin.Readiness()
-        readiness.add("database", lambda: pool.is_up, gates=False)
         async with (
             tasks.background(leadership.run()),
-            admin.serving(
-                settings.admin_bind_address,
-                readiness,
-                tick_age_seconds_max=settings.health_tick_age_seconds_max,
-            ) as admin_port,
-            rpc.serving(
-                settings,
-                [rpc.registration(risk_grpc.add_RiskServiceServicer_to_server, servicer)],
-                authorizer=rpc.authorizer(settings, RULES),
-            ) as server,
+            _serving(settings, pool, servicer) as (port, admin_port),
         ):
-            yield Running(server.port, admin_port.port, detector, leadership)
+            yield Running(port, admin_port, detector, leadership)
+
+
+@asynccontextmanager
+async def _serving(
+    settings: RiskSettings, pool: pg.Pool, servicer: RiskServicer
+) -> AsyncIterator[tuple[int, int]]:
+    """The gRPC port and the admin port, open for the block."""
+    readiness = admin.Readiness()
+    readiness.add("database", lambda: pool.is_up, gates=False)
+    async with (
+        admin.serving(
+            settings.admin_bind_address, readiness, tick_age_seconds_max=settings.health_tick_age_seconds_max
+        ) as ops,
+        rpc.serving(
+            settings,
+            [rpc.registration(risk_grpc.add_RiskServiceServicer_to_server, servicer)],
+            authorizer=rpc.authorizer(settings, RULES),
+        ) as server,
+    ):
+        yield server.port, ops.port
+
+
+def _store(settings: RiskSettings, pool: pg.Pool) -> RiskStore:
+    return RiskStore(
+        pool,
+        outcome_age_days_max=settings.outcome_age_days_max,
+        user_cache_entries_max=settings.user_cache_entries_max,
+        check_lock_timeout_seconds=settings.check_lock_timeout_seconds,
+    )
 
 
 def _cache_rules(settings: RiskSettings) -> CacheRules:
