@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -219,6 +219,12 @@ class _Handler(WSGIRequestHandler):
         _log.debug(format, *args)
 
 
+def _cut(request: socket.socket) -> None:
+    """Ends a request that takes too long; who reads from it meets the end."""
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
+
 class _Server(WSGIServer):
     """A WSGI server with bounded threads and connections; what exceeds them is closed at once."""
 
@@ -255,11 +261,15 @@ class _Server(WSGIServer):
         self._threads.submit(self._process, request, client_address)
 
     def _process(self, request: Any, client_address: Any) -> None:
+        # The socket's own time-out begins anew with each byte.
+        deadline = threading.Timer(_REQUEST_SECONDS, _cut, (request,))
+        deadline.start()
         try:
             self.finish_request(request, client_address)
         except OSError as error:
             _log.debug("admin request from %s ended: %s", client_address, error)
         finally:
+            deadline.cancel()
             self.shutdown_request(request)
             self._slots.release()
 

@@ -9,10 +9,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import pytest
 
-from services.common import admin
+from services.common import admin, tasks
 from services.common.errors import ConfigurationError
 from services.common.settings import Address
 
@@ -40,6 +41,28 @@ async def test_metrics_are_prometheus_text() -> None:
     assert status == 200
     assert b"# TYPE event_loop_lag_seconds histogram" in body
     assert b'service_check_up{check="database"} 0.0' in body
+
+
+async def test_requests_that_never_end_do_not_keep_others_from_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A byte now and then would hold a thread, and with all of them the probes that decide over the process."""
+    monkeypatch.setattr(admin, "_REQUEST_SECONDS", 0.3)
+    async with admin.serving(LOOPBACK) as served:
+        slow = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(admin._THREADS)]
+
+        async def dribble(writer: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while True:
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
+
+        async with tasks.background(*(dribble(writer) for _, writer in slow)):
+            await asyncio.sleep(0.1)
+            assert (await get(served.port, "/health"))[0] == 200
+        for _, writer in slow:
+            writer.close()
 
 
 async def test_ready_names_each_check_and_only_gating_ones_count() -> None:
