@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -58,7 +59,12 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only processes of this machine can reach it."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def with_port(self, port: int) -> Address:
         """The same host with another port."""
@@ -148,7 +154,7 @@ class ServiceSettings(BaseSettings):
     grpc_message_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1_024, le=256 * 1024 * 1024)
     grpc_concurrent_rpcs_max: int = Field(default=20_000, ge=1)
     grpc_unary_deadline_seconds: float = Field(default=30.0, gt=0, le=3_600)
-    grpc_connection_age_seconds_max: float | None = Field(default=None, gt=0)
+    grpc_connection_age_seconds_max: float | None = Field(default=None, gt=0, le=31_536_000)
     peer_call_timeout_seconds: float = Field(default=5.0, gt=0, le=600)
     drain_grace_seconds: float = Field(default=10.0, ge=0, le=600)
     health_tick_age_seconds_max: float = Field(default=10.0, gt=0, le=600)
