@@ -91,6 +91,11 @@ class FullSyncs:
                 )
                 await asyncio.sleep(backoff.next_delay())
                 continue
+            except Exception:
+                # It stays due, so it is tried again like any other that did not come.
+                _log.exception("no snapshot for subscription %s could be looked for", cursor.subscription_id)
+                await asyncio.sleep(backoff.next_delay())
+                continue
             if cursor.pause is Pause.NONE and delivery.stream.ended is None:
                 delivery.stream.begin_with(cursor, snapshot, self._clock.now_us())
                 delivery.pump()

@@ -91,6 +91,11 @@ class Snapshots:
         except ServiceError as error:
             delivery.end(error)
             return
+        except Exception:
+            # Without an end the reader would wait for ever, and not know it.
+            _log.exception("no snapshot of master %s could be looked for", cursor.master_id)
+            delivery.end(UnavailableError("snapshots cannot be read", reason="SNAPSHOT_FAILED"))
+            return
         delivery.stream.begin_with(cursor, snapshot, self._clock.now_us())
         delivery.pump()
 
@@ -167,6 +172,10 @@ class Snapshots:
         if snapshot is None:
             return None
         as_of = _as_of(snapshot)
+        if snapshot.master_id != log.master_id or await self._is_beyond(log, as_of):
+            # One who began there would wait for what never comes.
+            _log.error("the snapshot of master %s is of another one, or lies beyond its log", log.master_id)
+            return None
         if log.covers(as_of):
             return snapshot
         try:
@@ -177,6 +186,13 @@ class Snapshots:
             )
             return None
         return None if isinstance(page, Gone) else snapshot
+
+    async def _is_beyond(self, log: MasterLog, as_of: Position) -> bool:
+        """Whether the log has not come to this place, not even where this process has not read it yet."""
+        if as_of <= log.head:
+            return False
+        stored = await self._signal_log.read_head(log.master_id)
+        return stored is None or as_of > Position(*stored.position)
 
 
 def _as_of(snapshot: snapshot_pb2.Snapshot) -> Position:

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 
+from execution.common.v1 import snapshot_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from services.common import stream
 from tests.integration.fanout.fanout_service import (
@@ -155,3 +156,37 @@ async def test_masters_without_snapshot_hold_up_no_others_until_the_wait_is_over
     error = await subscriber.ended()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert 1 in ingest.asked
+
+
+async def test_a_snapshot_that_cannot_be_looked_for_ends_the_stream(
+    asking: Fanout, log: WrittenLog, redis_client: Redis
+) -> None:
+    """A reader that waited for it without a word would be behind and not know it."""
+    await log.signals(1, 3)
+    await redis_client.set(stream.snapshots_name(0), "no hash")
+    async with asking.subscribe("token", from_snapshot(1)) as subscriber:
+        error = await subscriber.ended()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(("master_id", "epoch", "sequence"), [(2, 1, 2), (1, 1, 9), (1, 2, 0)])
+async def test_a_snapshot_that_cannot_be_is_replaced_by_a_new_one(
+    asking: Fanout,
+    log: WrittenLog,
+    ingest: StandInIngest,
+    redis_client: Redis,
+    master_id: int,
+    epoch: int,
+    sequence: int,
+) -> None:
+    """Of another master, or from beyond the log: one who began there would wait for what never comes."""
+    await log.signals(1, 3)
+    stored = snapshot_pb2.Snapshot(master_id=master_id)
+    stored.as_of.epoch, stored.as_of.sequence = epoch, sequence
+    await redis_client.hset(stream.snapshots_name(0), "1", stored.SerializeToString())
+    ingest.on_request = log.snapshot
+    async with asking.subscribe("token", from_snapshot(1)) as subscriber:
+        await subscriber.until(lambda: subscriber.of(1).snapshots)
+        await log.signals(1, 2)
+        await subscriber.until(lambda: subscriber.of(1).sequences == [4, 5])
+        assert [place(one.snapshot.as_of) for one in subscriber.of(1).snapshots] == [(1, 3)]
