@@ -86,7 +86,7 @@ def test_container_lock_holds_the_versions_and_hashes_that_the_tests_ran_with(re
 
 def test_container_lock_covers_what_the_services_declare(repository: Path) -> None:
     declared = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = {re.match(r"[A-Za-z0-9._-]+", requirement).group() for requirement in declared}  # type: ignore[union-attr]
+    names = {re.match(r"[A-Za-z0-9._-]+", requirement).group() for requirement in declared}
     assert names <= set(_pins(repository / "deploy" / "container" / "requirements.lock"))
 
 

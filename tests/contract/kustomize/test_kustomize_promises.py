@@ -31,7 +31,7 @@ def _pods(named: Named) -> dict[str, Manifest]:
 
 def _bytes_and_millicores(amounts: dict[str, str]) -> tuple[int, int]:
     units = {"Mi": 2**20, "Gi": 2**30}
-    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", amounts["memory"]).groups()  # type: ignore[union-attr]
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", amounts["memory"]).groups()
     return int(number) * units[unit], int(amounts["cpu"].removesuffix("m"))
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from execution.ledger.v1 import archive_service_pb2
@@ -207,7 +208,7 @@ async def test_it_starts_before_its_stores_and_works_once_they_are_there(data_fo
             async def made():
                 try:
                     return await ledger.call("UserService/CreateUser", request)
-                except Exception:
+                except grpc.aio.AioRpcError:
                     return None
 
             await eventually(made)
@@ -224,7 +225,7 @@ async def test_before_its_migrations_ran_it_says_so(empty_database: str, redis_u
         async def made():
             try:
                 return await ledger.user()
-            except Exception:
+            except grpc.aio.AioRpcError:
                 return None
 
         assert await eventually(made)
