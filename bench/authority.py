@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from bench.stand_in import standing_in
 from ecp_client.master.handshake import Identity
 from execution.ledger.v1 import master_service_pb2 as pb
 from execution.ledger.v1 import master_service_pb2_grpc as pb_grpc
@@ -45,17 +44,10 @@ class Authority(pb_grpc.MasterServiceServicer):
         return answer
 
 
-@asynccontextmanager
-async def answering() -> AsyncIterator[int]:
+def answering() -> AbstractAsyncContextManager[int]:
     """Serves on the loopback until the block ends; gives the port."""
-    server = grpc.aio.server()
-    pb_grpc.add_MasterServiceServicer_to_server(Authority(), server)  # type: ignore[abstract]  # one rpc is asked of it
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(0)
+
+    def add(server: grpc.aio.Server) -> None:
+        pb_grpc.add_MasterServiceServicer_to_server(Authority(), server)  # type: ignore[abstract]  # one rpc is asked of it
+
+    return standing_in(add)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from bench import machine
 from bench.fanout_runs import Bench, Setting, note, per_cpu_second, rate, signals_rate
 from bench.licenses import licensing
-from bench.plot import Line, line_chart
+from bench.plot import latency_chart
 from bench.readers import Arrived
 from bench.result import Result, result_of
 from bench.torture.clients_server import Certificate
@@ -29,7 +29,6 @@ _STALLED_PADDING_BYTES: Final = 600
 _TLS_RUNS_MAX: Final = 2
 _REACHES: Final = 5
 _STALLED_PAIRS_MAX: Final = 3
-_CHART_MS_MIN: Final = 0.001
 _MIB: Final = 1_048_576
 # Each signal in a message of its own, and no rest between rounds: what is measured is a delivery.
 _SINGLE: Final = {"MESSAGE_SIGNALS_MAX": "1", "COALESCING_DELAY_SECONDS_MAX": "0"}
@@ -61,21 +60,11 @@ class FanoutReport:
 
     def chart(self) -> str:
         """Latency by rate, as SVG."""
-        lines = [
-            Line(
-                f"{who} {rank}",
-                [(rate, max(found[rank], _CHART_MS_MIN)) for rate, found in points],
-                dashed=who == "bare",
-            )
-            for who, points in self.curve.items()
-            for rank in ("p50", "p99", "p99.9")
-            if points
-        ]
-        return line_chart(
+        return latency_chart(
             "From a signal's intended time to each reader, against a bare writer",
             "deliveries a second, on one core",
-            "ms",
-            lines,
+            self.curve,
+            yardstick="bare",
         )
 
 

@@ -20,7 +20,7 @@ from bench import machine
 from bench.authority import answering
 from bench.front_door import FrontDoorProcess, front_door
 from bench.load import Load, Seen, as_json, seen_of
-from bench.plot import Line, line_chart
+from bench.plot import latency_chart
 from bench.process import worker
 from bench.result import Result, result_of
 from bench.yardsticks import STREAM, Rate, redis_benchmark
@@ -39,7 +39,6 @@ _LOAD_SECONDS_MAX: Final = 120.0
 _FIRST_GUESS: Final = {BATCH: 120_000, 1: 70_000}
 _HEADROOM: Final = 1.6
 _GUESSES_MAX: Final = 4
-_CHART_MS_MIN: Final = 0.001
 _REDIS_BENCHMARK_ENTRIES: Final = 300_000
 
 
@@ -67,18 +66,12 @@ class IngestReport:
 
     def chart(self) -> str:
         """Latency by rate, as SVG."""
-        lines = [
-            Line(
-                f"{who} {rank}",
-                [(rate, max(found[rank], _CHART_MS_MIN)) for rate, found in points],
-                dashed=who == "echo",
-            )
-            for who, points in self.curve.items()
-            for rank in ("p50", "p99", "p99.9")
-            if points
-        ]
-        title = "Acknowledgement latency of single signed signals, against intended send time"
-        return line_chart(title, "signals a second", "ms", lines)
+        return latency_chart(
+            "Acknowledgement latency of single signed signals, against intended send time",
+            "signals a second",
+            self.curve,
+            yardstick="echo",
+        )
 
 
 @dataclass(slots=True)

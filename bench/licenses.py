@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from bench.stand_in import standing_in
 from execution.ledger.v1 import license_service_pb2 as license_pb
 from execution.ledger.v1 import license_service_pb2_grpc, subscription_service_pb2_grpc
 from execution.ledger.v1 import subscription_service_pb2 as subscription_pb
@@ -50,24 +49,17 @@ class Subscriptions(subscription_service_pb2_grpc.SubscriptionServiceServicer):
         return subscription_pb.RecordPositionsResponse(recorded=len(request.positions))
 
 
-@asynccontextmanager
-async def licensing() -> AsyncIterator[int]:
+def licensing() -> AbstractAsyncContextManager[int]:
     """Serves on the loopback until the block ends; gives the port."""
-    server = grpc.aio.server()
-    license_service_pb2_grpc.add_LicenseServiceServicer_to_server(
-        Licenses(),  # type: ignore[abstract]  # one rpc is asked of it
-        server,
-    )
-    subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server(
-        Subscriptions(),  # type: ignore[abstract]  # two rpcs are asked of it
-        server,
-    )
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(0)
+
+    def add(server: grpc.aio.Server) -> None:
+        license_service_pb2_grpc.add_LicenseServiceServicer_to_server(
+            Licenses(),  # type: ignore[abstract]  # one rpc is asked of it
+            server,
+        )
+        subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server(
+            Subscriptions(),  # type: ignore[abstract]  # two rpcs are asked of it
+            server,
+        )
+
+    return standing_in(add)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
 
 _WIDTH, _HEIGHT = 820, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 200, 40, 50
+_MS_MIN: Final = 0.001  # a logarithmic axis has no 0
 _COLOURS: Final = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#7f7f7f", "#bcbd22")
 
 
@@ -20,6 +21,27 @@ class Line:
     label: str
     points: Sequence[tuple[float, float]]
     dashed: bool = False
+
+
+def latency_chart(
+    title: str,
+    rates: str,
+    curves: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]],
+    *,
+    yardstick: str,
+) -> str:
+    """Percentiles in ms by rate as SVG, the yardstick's dashed; a curve without points is left out."""
+    lines = [
+        Line(
+            f"{who} {rank}",
+            [(rate, max(found[rank], _MS_MIN)) for rate, found in points],
+            dashed=who == yardstick,
+        )
+        for who, points in curves.items()
+        for rank in ("p50", "p99", "p99.9")
+        if points
+    ]
+    return line_chart(title, rates, "ms", lines)
 
 
 @dataclass(frozen=True, slots=True)
