@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 from mesh import codegen, documents
 from mesh.clone import ROOT
@@ -47,7 +48,8 @@ def run(names: list[str], *, against: str | None) -> list[str]:
 
 def _tool(name: str, *arguments: str) -> bool:
     binary = Path(sys.executable).with_name(name)
-    return subprocess.run([binary, *arguments], cwd=ROOT, check=False).returncode == 0
+    environment = {**os.environ, **codegen.BUF_ENVIRONMENT}
+    return subprocess.run([binary, *arguments], cwd=ROOT, env=environment, check=False).returncode == 0
 
 
 def _ruff(_: str | None) -> bool:
@@ -94,8 +96,8 @@ def _buf_breaking(against: str | None) -> bool:
         print(f"{against or MAIN} has no contracts to compare with", flush=True)
         return passed
     with tempfile.TemporaryDirectory(prefix="ecp-contracts-") as folder:
-        with tarfile.open(fileobj=BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
+        with ZipFile(BytesIO(archive)) as contracts:
+            contracts.extractall(folder)
         print(f"against {against or MAIN}", flush=True)
         return _tool("buf", "breaking", "--against", folder) and passed
 
@@ -111,8 +113,8 @@ def _commit(ref: str) -> str | None:
 
 
 def _archived_contracts(commit: str) -> bytes | None:
-    """The contracts of a commit as a tar archive; None when it has none."""
-    command = ["git", "archive", "--format=tar", commit, "--", "buf.yaml", "protos"]
+    """The contracts of a commit as a zip archive; None when it has none."""
+    command = ["git", "archive", "--format=zip", commit, "--", "buf.yaml", "protos"]
     archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     return archive.stdout if archive.returncode == 0 else None
 

@@ -15,6 +15,8 @@ from mesh.errors import ConfigurationError, MeshError
 
 RELEASED_CONTRACTS = "protos/released.binpb"
 OUTPUTS = ("gen/python", "gen/betterproto")
+# Otherwise it is in the home folder, which may not be there to write.
+BUF_ENVIRONMENT = {"BUF_CACHE_DIR": str(Path(sys.prefix) / "buf-cache")}
 GENERATOR_PYTHON_MAX = (3, 13)  # the newest that grpcio-tools 1.71 has wheels for
 
 
@@ -78,7 +80,7 @@ def buf(*arguments: str) -> None:
     completed = subprocess.run(
         [binaries[1] / "buf", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, **BUF_ENVIRONMENT, "PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -44,9 +44,8 @@ def commands(mesh: Mesh, guest: Guest) -> list[tuple[str, str]]:
 
 def _call(address: str, method: str, request: object, token: str) -> str:
     return (
-        f"{_tool('buf')} curl --protocol grpc --http2-prior-knowledge"
-        f" -H {shlex.quote(f'authorization: Bearer {token}')}"
-        f" -d {shlex.quote(json.dumps(request))} http://{address}/execution.{method}"
+        f"{_tool('grpcurl')} -plaintext -H {shlex.quote(f'authorization: Bearer {token}')}"
+        f" -d {shlex.quote(json.dumps(request))} {address} execution.{method}"
     )
 
 

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -32,6 +33,9 @@ T = TypeVar("T")
 SERVICES = Path(__file__).resolve().parent.parent / "services"
 MIGRATED_SERVICES = ("ledger", "risk")
 CONNECT_SECONDS_MAX = 10.0
+
+# buf's cache is otherwise in the home folder, which may not be there to write.
+os.environ.setdefault("BUF_CACHE_DIR", str(Path(sys.prefix, "buf-cache")))
 
 # A test never judges by wall time.
 hypothesis.settings.register_profile("ecp", deadline=None, print_blob=True)

@@ -92,6 +92,7 @@ def test_a_mistake_costs_one_clear_message(arguments: list[str], exit_code: int,
     assert "Traceback" not in completed.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 @pytest.mark.parametrize("arguments", [["--version"], ["check", "format"]])
 def test_a_full_disk_is_one_clear_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
@@ -134,6 +135,12 @@ def test_status_of_some_services_says_which_addresses_are_missing() -> None:
         "risk": "UNAVAILABLE",
     }
     assert "heads: INGEST_ADDRESS is not set: name where ingest answers" in status["problems"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any home folder")
+def test_contracts_are_checked_without_a_home_folder() -> None:
+    completed = ecp("check", "buf-lint", "buf-breaking", HOME="/nonexistent")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 def test_contracts_of_a_branch_that_is_not_there_are_not_said_to_be_kept() -> None:
