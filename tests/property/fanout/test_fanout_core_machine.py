@@ -7,6 +7,9 @@ named exactly as missing, and a reader that is pumped dry stands at the head.
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
@@ -29,6 +32,9 @@ from tests.property.fanout.core_model import (
     Model,
     World,
 )
+
+SCHEDULES = int(os.environ.get("ECP_TEST_CORE_SCHEDULES", "150"))
+"""How many random schedules are tried; ten thousand take two minutes."""
 
 
 class FanoutMachine(RuleBasedStateMachine):
@@ -384,9 +390,9 @@ class FanoutMachine(RuleBasedStateMachine):
 
 
 FanoutMachine.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=SCHEDULES,
     stateful_step_count=40,
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestFanoutCore = FanoutMachine.TestCase
+TestFanoutCore = pytest.mark.timeout(120 + SCHEDULES // 10)(FanoutMachine.TestCase)
