@@ -35,6 +35,8 @@ from mesh.embedded.folders import run_folder
 OURS, YARDSTICK = "ecp", "jetstream"
 SHARED: Final = "jetstream, one consumer"
 """One consumer for all subscribers, which then have no place of their own in the stream."""
+ACKNOWLEDGED: Final = "jetstream, acknowledged"
+"""Each subscriber acknowledges each message."""
 NATS_PY: Final = "jetstream, nats-py"
 """With JetStream's own Python client instead of raw sockets."""
 _READERS: Final = "bench.end_to_end_readers"
@@ -185,8 +187,17 @@ class _Bench:
         """From a JetStream publisher to JetStream's push consumers."""
         assert self.nats is not None
         pace = asdict(self.pace)
-        async with stream(self.nats, subscribers, is_shared=who == SHARED) as subjects:
-            reading = Reading(port=self.nats.port, subscribers=subscribers, subjects=tuple(subjects), **pace)
+        is_acknowledged = who == ACKNOWLEDGED
+        async with stream(
+            self.nats, subscribers, is_shared=who == SHARED, is_acknowledged=is_acknowledged
+        ) as subjects:
+            reading = Reading(
+                port=self.nats.port,
+                subscribers=subscribers,
+                subjects=tuple(subjects),
+                acknowledges=is_acknowledged,
+                **pace,
+            )
             sending = Sending(port=self.nats.port, subject=SUBJECT, inbox=INBOX, **pace)
             readers = "bench.jetstream_nats_py" if who == NATS_PY else _READERS
             return await self._run(who, reading, sending, {self.nats.pid: "nats-server"}, readers)
@@ -305,7 +316,7 @@ async def _measure_round(bench: _Bench, subscribers: int, report: EndToEndReport
         return
     ways = [YARDSTICK]
     if is_first:
-        ways += [NATS_PY] if subscribers == 1 else [NATS_PY, SHARED]
+        ways += [ACKNOWLEDGED, NATS_PY] if subscribers == 1 else [ACKNOWLEDGED, NATS_PY, SHARED]
     for who in ways:
         report.runs.append(await bench.quietest(partial(bench.theirs, subscribers, who=who)))
 
@@ -316,6 +327,9 @@ def _results(report: EndToEndReport, subscribers: int) -> list[Result]:
     details: dict[str, Any] = {
         "runs": [one.details() for one in ours],
         "yardstick_runs": [one.details() for one in theirs],
+        "yardstick_runs_with_acknowledgements": [
+            one.details() for one in report.of(ACKNOWLEDGED, subscribers)
+        ],
         "yardstick_runs_with_nats_py": [one.details() for one in report.of(NATS_PY, subscribers)],
         "yardstick_runs_with_one_consumer": [one.details() for one in report.of(SHARED, subscribers)],
     }

@@ -46,6 +46,8 @@ class Reading:
     measured_signals: int
     subjects: tuple[str, ...] = ()
     """JetStream's, one for each subscriber."""
+    acknowledges: bool = False
+    """Whether each of JetStream's messages is acknowledged."""
 
 
 @dataclass(slots=True)
@@ -134,7 +136,7 @@ class Swarm:
     def _connection(self, number: int) -> Reader | NatsConnection:
         reading = self._reading
         if reading.subjects:
-            return NatsConnection(reading.port, reading.subjects[number])
+            return NatsConnection(reading.port, reading.subjects[number], acknowledges=reading.acknowledges)
         return Reader(reading.port, f"license-{number}", MASTER_ID, None)
 
     def poll(self) -> None:

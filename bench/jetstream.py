@@ -26,6 +26,8 @@ _START_SECONDS_MAX: Final = 20.0
 _POLL_SECONDS: Final = 0.05
 _CONSUMER_SECONDS: Final = 120.0
 """How long a consumer outlives its subscriber."""
+_UNACKNOWLEDGED_MAX: Final = 100_000
+"""Messages that a consumer sends ahead of acknowledgements: more than a run has."""
 _STORE_MIB_MAX: Final = 2_048
 _INSTALL: Final = (
     "the yardstick, NATS JetStream, is not installed: install the extra `bench`"
@@ -116,11 +118,14 @@ async def nats_client(port: int) -> Any:
 
 
 @asynccontextmanager
-async def stream(server: JetStream, subscribers: int, *, is_shared: bool = False) -> AsyncIterator[list[str]]:
+async def stream(
+    server: JetStream, subscribers: int, *, is_shared: bool = False, is_acknowledged: bool = False
+) -> AsyncIterator[list[str]]:
     """A stream on file and, for each subscriber, a push consumer; gives the subjects to which they deliver.
 
-    The consumers ask for as little as there is: no acknowledgements, no flow control, no heartbeats, their state in
-    memory. With `is_shared` there is one consumer for all, so that no subscriber has a place of its own in the stream.
+    The consumers ask for as little as there is: no acknowledgements unless `is_acknowledged`, no flow control, no
+    heartbeats, their state in memory. With `is_shared` there is one consumer for all, so that no subscriber has a place
+    of its own in the stream.
     """
     from nats.js.api import (
         AckPolicy,
@@ -150,7 +155,8 @@ async def stream(server: JetStream, subscribers: int, *, is_shared: bool = False
                 ConsumerConfig(
                     deliver_subject=subject,
                     deliver_policy=DeliverPolicy.ALL,
-                    ack_policy=AckPolicy.NONE,
+                    ack_policy=AckPolicy.EXPLICIT if is_acknowledged else AckPolicy.NONE,
+                    max_ack_pending=_UNACKNOWLEDGED_MAX if is_acknowledged else None,
                     mem_storage=True,
                     num_replicas=1,
                     inactive_threshold=_CONSUMER_SECONDS,

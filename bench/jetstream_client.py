@@ -18,6 +18,8 @@ _RECEIVE_BYTES: Final = 65_536
 _ANSWER_SECONDS_MAX: Final = 20.0
 _LINE_END: Final = b"\r\n"
 _CONNECT: Final = b'CONNECT {"verbose":false,"pedantic":false,"echo":true,"headers":true,"protocol":1}\r\n'
+_REPLY: Final = 3
+"""Which word of `MSG subject number reply size` says where to acknowledge."""
 _PUBLISHED: Final = b'{"stream":'
 
 
@@ -28,14 +30,16 @@ class NatsError(MeshError):
 class NatsConnection:
     """A connection with one subscription."""
 
-    def __init__(self, port: int, subject: str) -> None:
-        """
+    def __init__(self, port: int, subject: str, *, acknowledges: bool = False) -> None:
+        """With `acknowledges` the consumer is told of each message that it was taken.
+
         Raises:
             NatsError: the server refused.
         """
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_SECONDS_MAX)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._rest = b""
+        self._acknowledges = acknowledges
         self.has_begun = False
         self.socket.sendall(_CONNECT + f"SUB {subject} 1\r\nPING\r\n".encode())
         while not self.has_begun:
@@ -62,6 +66,7 @@ class NatsConnection:
 
     def _parse(self, data: bytes, on_message: Callable[[bytes], None]) -> None:
         position, size = 0, len(data)
+        acknowledgements = b""
         while (end := data.find(_LINE_END, position)) >= 0:
             if data.startswith(b"MSG ", position):
                 start = end + 2
@@ -69,11 +74,15 @@ class NatsConnection:
                 if start + length + 2 > size:
                     break
                 on_message(data[start : start + length])
+                if self._acknowledges:
+                    acknowledgements += b"PUB %b 0\r\n\r\n" % data[position:end].split(b" ")[_REPLY]
                 position = start + length + 2
             else:
                 self._control(data[position:end])
                 position = end + 2
         self._rest = data[position:]
+        if acknowledgements:
+            self.socket.sendall(acknowledgements)
 
     def _control(self, line: bytes) -> None:
         if line.startswith(b"PING"):

@@ -88,8 +88,9 @@ def test_jetstream_carries_the_same_signals_in_the_same_run(tmp_path: Path) -> N
         (run,) = result["details"]["yardstick_runs"]
         assert_all_delivered(run, count)
         assert set(run["cores"]) == {"nats-server", "master", "readers", "bench"}
-        (with_nats_py,) = result["details"]["yardstick_runs_with_nats_py"]
-        assert_all_delivered(with_nats_py, count)
+        for variant in ("yardstick_runs_with_acknowledgements", "yardstick_runs_with_nats_py"):
+            (varied,) = result["details"][variant]
+            assert_all_delivered(varied, count)
     (shared,) = results["end_to_end.p99_ms_3"]["details"]["yardstick_runs_with_one_consumer"]
     assert_all_delivered(shared, 3)
 
