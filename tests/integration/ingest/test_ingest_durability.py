@@ -15,6 +15,7 @@ from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.ingest.v1 import frames_pb2 as pb
 from mesh import ports
 from mesh.embedded import RedisServer, redis
+from mesh.embedded.redis import AppendFsync
 from services.common import stream
 from services.common.errors import ConfigurationError
 from tests.integration.ingest.front_door import ingest_running, read_log, signals_in
@@ -45,31 +46,20 @@ async def test_synced_with_appendfsync_always(ledger: StandInLedger):
         assert ack.durability == position_pb2.DURABILITY_FSYNCED
 
 
-async def test_synced_with_waitaof_where_the_server_has_it(ledger: StandInLedger):
-    async with redis(appendfsync="everysec") as server:
+@pytest.mark.parametrize(
+    ("appendfsync", "on_rewrite"),
+    [
+        ("everysec", "no"),
+        # The server then does not sync while a child rewrites the file, and answers all the same.
+        ("always", "yes"),
+    ],
+)
+async def test_synced_with_waitaof_where_the_server_has_it(
+    ledger: StandInLedger, appendfsync: AppendFsync, on_rewrite: str
+):
+    async with redis(appendfsync=appendfsync, settings={"no-appendfsync-on-rewrite": on_rewrite}) as server:
         if not await has_waitaof(server):
             with pytest.raises(ConfigurationError, match="DURABILITY: FSYNCED needs"):
-                async with ingest_running(server.url, ledger.port, durability="FSYNCED"):
-                    pass
-            return
-        async with (
-            ingest_running(server.url, ledger.port, durability="FSYNCED") as ingest,
-            logged_in(ingest.port) as master,
-        ):
-            master.send_signals(1, 5)
-            ack = await master.acknowledged_up_to(5)
-            assert ack.durability == position_pb2.DURABILITY_FSYNCED
-            snapshot = snapshot_pb2.Snapshot(master_id=1, taken_at_us=now_us(), account_mode=1)
-            snapshot.as_of.sequence = 5
-            master.send(master.keys.snapshot_frame(snapshot))
-            assert (await master.expect("ack")).ack.snapshot_sequence == 5
-
-
-async def test_always_is_not_always_while_the_file_is_rewritten(ledger: StandInLedger):
-    """With this setting the server does not sync while a child rewrites the file, and answers all the same."""
-    async with redis(appendfsync="always", settings={"no-appendfsync-on-rewrite": "yes"}) as server:
-        if not await has_waitaof(server):
-            with pytest.raises(ConfigurationError, match="no-appendfsync-on-rewrite no"):
                 async with ingest_running(server.url, ledger.port, durability="FSYNCED"):
                     pass
             return
@@ -79,9 +69,14 @@ async def test_always_is_not_always_while_the_file_is_rewritten(ledger: StandInL
             stream.connect(server.url) as client,
         ):
             await client.config_resetstat()
-            master.send_signals(1)
-            await master.acknowledged_up_to(1)
-            assert "cmdstat_waitaof" in await client.info("commandstats")
+            master.send_signals(1, 5)
+            ack = await master.acknowledged_up_to(5)
+            assert ack.durability == position_pb2.DURABILITY_FSYNCED
+            snapshot = snapshot_pb2.Snapshot(master_id=1, taken_at_us=now_us(), account_mode=1)
+            snapshot.as_of.sequence = 5
+            master.send(master.keys.snapshot_frame(snapshot))
+            assert (await master.expect("ack")).ack.snapshot_sequence == 5
+            assert (await client.info("commandstats"))["cmdstat_waitaof"]["calls"] == 2
 
 
 async def test_a_server_without_an_append_only_file_cannot_sync(ledger: StandInLedger):
