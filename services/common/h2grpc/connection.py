@@ -197,9 +197,8 @@ class Connection(asyncio.Protocol):
 
     def call_ended(self, call: Call) -> None:
         """A handler has returned; its stream may still have to send."""
-        if call.out.is_open:
+        if call.out.is_open or self.calls.pop(call.out.stream_id, None) is None:
             return
-        self.calls.pop(call.out.stream_id, None)
         self._incoming.forget(call.out.stream_id)
         if not self.calls:
             self._lifetime.calls_ended(self._loop.time())
