@@ -158,6 +158,10 @@ class TestPacing:
     def test_the_server_may_ask_for_longer(self, pacing: Pacing) -> None:
         assert pacing.delay(End(Outlook.RETRY, "", wait_ms=9_000), False, 0) == 9
 
+    @pytest.mark.parametrize("outlook", [Outlook.AGAIN, Outlook.RETRY])
+    def test_no_server_can_send_a_master_away_for_weeks(self, pacing: Pacing, outlook: Outlook) -> None:
+        assert pacing.delay(End(outlook, "", wait_ms=0xFFFFFFFF), False, 0) == 60
+
     def test_a_drain_is_followed_to_the_letter(self, pacing: Pacing) -> None:
         assert pacing.delay(End(Outlook.AGAIN, "", wait_ms=30), False, 0) == 0.03
 

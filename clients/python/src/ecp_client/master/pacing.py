@@ -24,6 +24,7 @@ class Pacing:
         lowest, highest = settings.reconnect_seconds_min, settings.reconnect_seconds_max
         self._failed = Backoff(lowest, highest, uniform)
         self._refused = Backoff(min(1.0, highest), settings.refused_seconds_max, uniform)
+        self._told_max = settings.refused_seconds_max
         self._fenced_max = settings.fenced_max
         self._fenced = 0
 
@@ -39,7 +40,8 @@ class Pacing:
             return None
         if end.outlook in (Outlook.REFUSED, Outlook.FENCED):
             return self._refused.next_delay()
-        if end.outlook is Outlook.AGAIN and end.wait_ms:
-            return end.wait_ms / 1_000
+        told = min(end.wait_ms / 1_000, self._told_max)
+        if end.outlook is Outlook.AGAIN and told:
+            return told
         # "Again" without a time means soon: the shortest wait, and longer ones if it leads nowhere.
-        return max(end.wait_ms / 1_000, self._failed.next_delay())
+        return max(told, self._failed.next_delay())

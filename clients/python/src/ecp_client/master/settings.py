@@ -52,7 +52,7 @@ class MasterSettings:
     reconnect_seconds_max: float = 10.0
     """Reconnects wait a random time up to a limit that doubles from the first value to this one."""
     refused_seconds_max: float = 60.0
-    """The same after a refused login; a new license token ends the wait."""
+    """The same after a refused login; a new license token ends the wait. Nor is a server's word taken for longer."""
     fenced_max: int = 3
     """So many times in a row another login of the same master may take over before this client gives up."""
     snapshot_every_signals: int = 1_000
