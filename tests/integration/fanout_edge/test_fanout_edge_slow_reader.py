@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
+from h2.errors import ErrorCodes
+from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 from redis.asyncio import Redis
 
 from services.common.h2grpc.messages import prefixed
 from tests.integration.fanout.fanout_service import after, fanout_running, fanout_settings, pb
 from tests.integration.fanout.stand_in_ledger import standing_in
 from tests.integration.fanout.written_log import WrittenLog
-from tests.integration.fanout_edge.attacker import attacking, headers
+from tests.integration.fanout_edge.attacker import WAIT_SECONDS, attacking, headers
 
 RESOURCE_EXHAUSTED = "8"
 
@@ -57,3 +59,35 @@ async def test_a_slow_reader_reads_whole_messages_and_why_it_was_given_up(
     info = error_details_pb2.ErrorInfo()
     assert details.details[0].Unpack(info)
     assert info.reason == "SLOW_READER"
+
+
+async def test_streams_that_are_given_up_within_a_message_and_then_reset_take_no_room(redis_url: str) -> None:
+    async with Redis.from_url(redis_url) as client, standing_in(client) as ledger:
+        log = WrittenLog(client)
+        await log.begin()
+        ledger.add_user("a-license", 1)
+        await log.signals(1, 2_000, per_entry=500)
+        settings = fanout_settings(
+            redis_url,
+            ledger,
+            edge="h2",
+            lag_seconds_max=0.5,
+            catch_up_seconds_max=0.5,
+            http2_streams_per_connection_max=1,
+        )
+        request = prefixed(pb.SubscribeRequest(masters=[after(1, 0, 0)], client="slow").SerializeToString())
+        async with (
+            fanout_running(settings) as fanout,
+            attacking(fanout.running.port, {SettingsFrame.INITIAL_WINDOW_SIZE: 1_000}) as peer,
+        ):
+            for stream_id in (1, 3, 5):
+                await peer.send(
+                    HeadersFrame(stream_id, data=peer.encoder.encode(headers()), flags=["END_HEADERS"]),
+                    DataFrame(stream_id, data=request, flags=["END_STREAM"]),
+                )
+                assert await peer.data(1_000) == 1_000, f"stream {stream_id} is refused"
+                async with asyncio.timeout(WAIT_SECONDS):
+                    while len(fanout.running.hub):
+                        await peer.send(WindowUpdateFrame(stream_id, window_increment=1))
+                        await peer.data(1)
+                await peer.send(RstStreamFrame(stream_id, error_code=ErrorCodes.CANCEL))
