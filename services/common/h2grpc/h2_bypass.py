@@ -34,6 +34,8 @@ _FRAME_AND_PREFIX: Final = struct.Struct(">HBBBIBI")
 _FRAME: Final = struct.Struct(">HBBBI")
 _CACHED_FRAMES_MAX: Final = 64
 _WINDOW_MAX: Final = 2**31 - 1
+# HTTP/2's default.
+_HEADER_TABLE_BYTES_MAX: Final = 4_096
 # Streams that a client opens before it has read our limit are refused one by one; beyond this the connection ends.
 _STREAMS_UNREAD_LIMIT: Final = 1_000
 
@@ -161,7 +163,24 @@ class ServerConnection(H2Connection):
     def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Frame], list[Event]]:
         # h2 would keep a value for each of 65,536 unknown codes; RFC 9113, 6.5.2 has them ignored.
         frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN_SETTINGS}
-        return super()._receive_settings_frame(frame)
+        wanted = frame.settings.get(SettingCodes.HEADER_TABLE_SIZE, 0)
+        if wanted > _HEADER_TABLE_BYTES_MAX:
+            # A table may be smaller than the peer allows; one that it may fill with what it has us answer must be.
+            frame.settings[SettingCodes.HEADER_TABLE_SIZE] = _HEADER_TABLE_BYTES_MAX
+        answer = super()._receive_settings_frame(frame)
+        self._settle_table_size()
+        return answer
+
+    def _settle_table_size(self) -> None:
+        """What the next headers announce: hpack would say every size since the last ones, or none of them.
+
+        RFC 7541, 4.2 has the smallest and the last; one that is larger than the last is an error to the peer.
+        """
+        encoder = self.encoder
+        if encoder.table_size_changes:
+            smallest, last = min(encoder.table_size_changes), encoder.header_table_size
+            encoder.table_size_changes = [smallest, last] if smallest < last else [last]
+            encoder.header_table.resized = True
 
 
 @cache

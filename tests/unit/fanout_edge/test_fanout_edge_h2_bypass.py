@@ -7,7 +7,7 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, RequestReceived
+from h2.events import ConnectionTerminated, RequestReceived, TrailersReceived
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, SettingsFrame
 
@@ -79,6 +79,45 @@ def test_settings_apply_after_several_changes() -> None:
         server.receive_data(client.data_to_send())
         assert server.remote_settings.initial_window_size == window
         client.receive_data(server.data_to_send())
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(65_536, 100), (100, 100), (100, 4_096), (4_096, 0, 4_096), (0, 65_536, 50), (2_000, 2_000, 1_000)],
+)
+def test_a_header_table_that_is_resized_several_times_is_announced_as_the_peer_must_take_it(
+    sizes: tuple[int, ...],
+) -> None:
+    """RFC 7541, 4.2: the smallest size in between and the last one, and none that is larger than the last."""
+    client, server = connected()
+    for stream_id in (1, 3):
+        client.send_headers(stream_id, REQUEST, end_stream=True)
+        server.receive_data(client.data_to_send())
+        # h2's client takes any acknowledgement for that of its oldest change.
+        client.receive_data(server.data_to_send())
+        server.send_headers(stream_id, [(":status", "200"), ("kept", "in the table" * 10)])
+        for size in sizes:
+            client.update_settings({SettingCodes.HEADER_TABLE_SIZE: size})
+            server.receive_data(client.data_to_send())
+        server.send_headers(stream_id, [("grpc-status", "0")], end_stream=True)
+        received = client.receive_data(server.data_to_send())
+        (trailers,) = [event for event in received if isinstance(event, TrailersReceived)]
+        assert list(trailers.headers) == [(b"grpc-status", b"0")]
+
+
+def test_a_peer_cannot_make_us_keep_a_large_header_table() -> None:
+    client, server = connected()
+    client.update_settings({SettingCodes.HEADER_TABLE_SIZE: 2**31})
+    server.receive_data(client.data_to_send())
+    client.receive_data(server.data_to_send())
+    for number in range(200):
+        stream_id = 2 * number + 1
+        client.send_headers(stream_id, REQUEST, end_stream=True)
+        server.receive_data(client.data_to_send())
+        server.send_headers(stream_id, [(":status", "200"), ("message", f"{number}" * 100)], end_stream=True)
+        client.receive_data(server.data_to_send())
+    kept = server.encoder.header_table.dynamic_entries
+    assert sum(len(name) + len(value) + 32 for name, value in kept) <= 4_096
 
 
 def test_few_closed_streams_are_remembered() -> None:
