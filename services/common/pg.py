@@ -33,6 +33,15 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 T = TypeVar("T")
 
+# Of every session. Days are of 24 hours and begin at 00:00 UTC, wherever the server stands. And PostgreSQL gives up on
+# a process that hangs in a transaction, or whose host is gone without a word, and on the locks that it holds.
+_SESSION: Final = {
+    "timezone": "UTC",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
 _PROBE_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 5.0
 _RETRY_AFTER_SECONDS: Final = 1.0
@@ -198,8 +207,7 @@ async def pool(
         size_min, size_max = source.database_pool_size_min, source.database_pool_size_max
         acquire_timeout_seconds = source.database_acquire_timeout_seconds
         command_timeout_seconds = source.database_command_timeout_seconds
-    # Days are of 24 hours and begin at 00:00 UTC, wherever the server stands.
-    server_settings = {"application_name": name, "timezone": "UTC"} | ({"role": role} if role else {})
+    server_settings = _SESSION | {"application_name": name} | ({"role": role} if role else {})
     raw = await asyncpg.create_pool(
         url,
         # Zero, because asyncpg refuses to make a pool that cannot connect; _watch opens the first ones.

@@ -146,10 +146,17 @@ async def _duties(
             group.create_task(housekeeper.run())
 
     archiving = [
-        lead(pool, Duty.ARCHIVE, _archive(archiver, Trimmer(log, settings)), shard=log.shard)
+        lead(
+            pool,
+            Duty.ARCHIVE,
+            _archive(archiver, Trimmer(log, settings)),
+            lease_seconds=settings.lease_seconds,
+            shard=log.shard,
+        )
         for log, archiver in zip(logs, archivers, strict=True)
     ]
-    async with tasks.background(lead(pool, Duty.EVENTS, events), *archiving):
+    leading = lead(pool, Duty.EVENTS, events, lease_seconds=settings.lease_seconds)
+    async with tasks.background(leading, *archiving):
         yield
 
 

@@ -29,20 +29,27 @@ class Duty(IntEnum):
 
 
 async def lead(
-    pool: pg.Pool, duty: Duty, work: Callable[[pg.Connection], Awaitable[None]], *, shard: int = 0
+    pool: pg.Pool,
+    duty: Duty,
+    work: Callable[[pg.Connection], Awaitable[None]],
+    *,
+    lease_seconds: float,
+    shard: int = 0,
 ) -> NoReturn:
     """Does `work` while this process holds the duty's lock, and tries to get it otherwise, for ever.
 
     The lock is held by the session of the connection that `work` gets. When that session ends, however it does, `work`
     is cancelled here within about a second, and another process may have begun before: leadership keeps the order of
-    things and saves work, and is no fence. `work` handles its own failures; what it raises ends this call too.
+    things and saves work, and is no fence. PostgreSQL itself ends a session that is silent for `lease_seconds`: that of
+    a process that hangs, or whose host is gone. `work` handles its own failures; what it raises ends this call too.
     """
     backoff = Backoff(initial_seconds=0.1, cap_seconds=_TRY_SECONDS, floor_seconds=0.05)
     while True:
         try:
             # Each term is a task of its own: in Python 3.11 a TaskGroup in which a task failed leaves the task
             # around it marked as being cancelled for good, and outages would be taken for that cancellation.
-            if await asyncio.create_task(_term(pool, duty, work, shard), name=f"term of {duty.name.lower()}"):
+            term = _term(pool, duty, work, shard, lease_seconds)
+            if await asyncio.create_task(term, name=f"term of {duty.name.lower()}"):
                 backoff.reset()
         except* UnavailableError as group:
             _log.debug("cannot lead %s: %s", duty.name.lower(), group.exceptions[0])
@@ -50,36 +57,46 @@ async def lead(
 
 
 async def _term(
-    pool: pg.Pool, duty: Duty, work: Callable[[pg.Connection], Awaitable[None]], shard: int
+    pool: pg.Pool,
+    duty: Duty,
+    work: Callable[[pg.Connection], Awaitable[None]],
+    shard: int,
+    lease_seconds: float,
 ) -> bool:
     """Leads for as long as it lasts; False at once if another process leads."""
     async with pool.connection() as connection:
+        # The pool's reset of a connection that comes back releases the lock and the setting.
+        await connection.execute(f"set idle_session_timeout = {int(lease_seconds * 1_000)}")
         if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", _LOCK_SPACE, duty + shard):
             return False
-        await _holding(connection, f"{duty.name.lower()} {shard}" if shard else duty.name.lower(), work)
+        name = f"{duty.name.lower()} {shard}" if shard else duty.name.lower()
+        await _holding(connection, name, work, lease_seconds)
     return True
 
 
 async def _holding(
-    connection: pg.Connection, name: str, work: Callable[[pg.Connection], Awaitable[None]]
+    connection: pg.Connection,
+    name: str,
+    work: Callable[[pg.Connection], Awaitable[None]],
+    lease_seconds: float,
 ) -> None:
     _log.info("leads %s", name)
     metrics.LEADER.labels(name).set(1)
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(_watch(connection), name=f"watch the lock of {name}")
+            group.create_task(_watch(connection, lease_seconds), name=f"watch the lock of {name}")
             group.create_task(_as_coroutine(work(connection)), name=name)
     finally:
         metrics.LEADER.labels(name).set(0)
         _log.info("no longer leads %s", name)
 
 
-async def _watch(connection: pg.Connection) -> NoReturn:
-    """Raises UnavailableError once the session that holds the lock is gone."""
+async def _watch(connection: pg.Connection, lease_seconds: float) -> NoReturn:
+    """Keeps the session that holds the lock; raises UnavailableError once it is gone, or may be."""
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
         with pg.translating():
-            await connection.fetchval("select 1")
+            await connection.fetchval("select 1", timeout=lease_seconds)
 
 
 async def _as_coroutine(work: Awaitable[None]) -> None:

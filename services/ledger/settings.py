@@ -28,6 +28,9 @@ class LedgerSettings(ServiceSettings):
     license_overlap_seconds: int = Field(default=86_400, ge=0, le=30 * 86_400)
     signing_key_overlap_seconds: int = Field(default=86_400, ge=0, le=30 * 86_400)
 
+    lease_seconds: float = Field(default=10.0, ge=3, le=600)
+    """A leader that PostgreSQL does not hear of for longer loses the lead; one whose process ends loses it at once."""
+
     accounts_cached_max: int = Field(default=100_000, ge=1, le=10_000_000)
     """Account numbers kept in memory, about 200 bytes each."""
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tests.integration.ledger.ledger_service import (
     KEY_ENCRYPTION_KEY,
     OPERATOR_TOKEN,
     SERVICE_TOKEN,
+    LedgerClient,
     append,
     eventually,
     ledger_running,
@@ -126,6 +128,7 @@ async def ledger_process(database_url: str, redis_url: str) -> AsyncIterator[asy
         "ADMIN_BIND_ADDRESS": "127.0.0.1:0",
         "ARCHIVE_ROWS_PER_TRANSACTION_MAX": "50",
         "ARCHIVE_ENTRIES_PER_READ_MAX": "20",
+        "LEASE_SECONDS": "3",
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -242,3 +245,27 @@ async def test_a_leader_that_slept_through_its_succession_does_no_harm(
                 archived = await archived_more(fresh_database, archived)
             archived = await archived_more(fresh_database, archived)
     await require_archived(load, fresh_database)
+
+
+async def test_a_leader_that_hangs_or_whose_host_is_gone_is_succeeded(
+    fresh_database: str, redis_url: str
+) -> None:
+    """Its sessions stay, as after a power cut: nothing on the wire says that they ended."""
+    load = Load(redis_url, random.Random(5))
+    async with load.going_on(), ledger_process(fresh_database, redis_url) as hanging:
+        archived = await archived_more(fresh_database, 0)
+        hanging.send_signal(signal.SIGSTOP)
+        async with ledger_running(ledger_settings(fresh_database, redis_url)) as successor:
+            # What was on its way when it was stopped may still come in.
+            archived = await archived_more(fresh_database, archived)
+            await eventually(lambda: _leads(successor))
+            await archived_more(fresh_database, archived)
+            hanging.send_signal(signal.SIGCONT)
+    await require_archived(load, fresh_database)
+
+
+async def _leads(ledger: LedgerClient) -> bool:
+    address = f"http://127.0.0.1:{ledger.running.admin_port}/metrics"
+    with await asyncio.to_thread(urllib.request.urlopen, address, timeout=5) as page:
+        text = page.read().decode()
+    return all(f'ledger_leader{{duty="{duty}"}} 1.0' in text for duty in ("archive", "events"))
