@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 from execution.ingest.v1 import frames_pb2 as frames
@@ -112,22 +113,24 @@ class PublishStream:
         tick_seconds = min(
             _TICK_SECONDS_MAX, settings.heartbeat_seconds / 8, settings.unauthenticated_seconds_max / 8
         )
+        looked_at = time.monotonic()
         while True:
             pending, self._pending = self._pending, []
             for payload in pending:
                 await self._send(write, payload)
             self.resume(_OUTPUT)
+            if time.monotonic() - looked_at >= tick_seconds:
+                # By time alone: there may always be something to send.
+                looked_at = time.monotonic()
+                self._look_at_the_clock()
             if self._pending:
                 continue
             if self._is_over:
                 return
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(tick_seconds):
                     await self._news.wait()
-            except TimeoutError:
-                pass
             self._news.clear()
-            self._look_at_the_clock()
 
     async def _send(self, write: Write, payload: bytes) -> None:
         """gRPC takes a response only when the client has room for it: one that does not read stops us here."""

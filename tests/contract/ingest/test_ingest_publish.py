@@ -19,6 +19,7 @@ from services.common import stream
 from services.common.stream import Redis
 from services.ingest.app import Running
 from services.ingest.domain.session import Session
+from services.ingest.publish import PublishStream
 from tests.contract.ingest.bridge import Bridge
 from tests.contract.ingest.operator import Operator
 from tests.integration.ingest.cuts import cut
@@ -64,6 +65,26 @@ async def test_a_fault_of_ours_while_a_frame_is_taken_is_internal_and_logged(
     await bridge.send(frames_pb2.ClientFrame(ping=frames_pb2.Ping(id=1)))
     assert await bridge.call.code() == grpc.StatusCode.INTERNAL
     assert "a fault of ours" in caplog.text
+
+
+async def test_a_stream_that_always_has_something_to_send_is_drained_too(ingest: Running):
+    stream = PublishStream(ingest.door, "unix:busy")
+    one_more = frames_pb2.ServerFrame(ping=frames_pb2.Ping(id=1)).SerializeToString()
+    sent: list[frames_pb2.ServerFrame] = []
+
+    async def write(response: pb.PublishResponse) -> None:
+        sent.append(response.frame)
+        if response.frame.HasField("ping"):
+            stream.write([one_more])
+        await asyncio.sleep(0.001)
+        if stream.peer.session.is_closed:
+            stream._pending = [one for one in stream._pending if one != one_more]
+
+    stream.write([one_more])
+    ingest.door.is_draining = True
+    async with asyncio.timeout(20):
+        await stream.serve(write)
+    assert [frame.WhichOneof("frame") for frame in sent[-2:]] == ["drain", "bye"]
 
 
 async def test_publish_follows_the_sequence_rule(bridge: Bridge, log_client: Redis):
