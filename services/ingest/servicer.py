@@ -133,8 +133,8 @@ def session_to_pb(peer: Peer) -> pb.Session:
 
 
 def _names_in(authentication: Mapping[str, Iterable[bytes]]) -> list[str]:
-    """The names in a client's certificate: its subject alternative names or, without any, its common name."""
-    for kind in ("x509_subject_alternative_name", "x509_common_name"):
+    """The DNS names of a client's certificate or, without any, its common name; as `identities.names_in`."""
+    for kind in ("peer_dns", "x509_common_name"):
         names = [name.decode(errors="replace") for name in authentication.get(kind, ())]
         if names:
             return names

@@ -227,9 +227,21 @@ async def test_publish_is_for_the_allowed_networks_too(redis_url: str, ledger: S
     assert cut("network") == before + 1
 
 
-async def test_a_bridges_certificate_names_its_masters(redis_url: str, ledger: StandInLedger, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("identity", "common_name"),
+    [
+        ("master-2.example.com", None),
+        # As over TCP: names of other kinds do not hide the common name.
+        ("10.0.0.1", "master-2"),
+        ("bridge@example.com", "master-2"),
+    ],
+)
+async def test_a_bridges_certificate_names_its_masters(
+    redis_url: str, ledger: StandInLedger, tmp_path: Path, identity: str, common_name: str | None
+):
     authority = trustme.CA()
-    issued, named = authority.issue_cert("127.0.0.1"), authority.issue_cert("master-2.example.com")
+    issued = authority.issue_cert("127.0.0.1")
+    named = authority.issue_cert(identity, common_name=common_name)
     certificate, key, ca = tmp_path / "c.pem", tmp_path / "k.pem", tmp_path / "ca.pem"
     key.write_bytes(issued.private_key_pem.bytes())
     certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
