@@ -18,6 +18,7 @@ import trustme
 from execution.ingest.v1 import frames_pb2 as pb
 from mesh.embedded import redis
 from services.common.errors import ConfigurationError
+from services.ingest import certificates
 from tests.integration.ingest.cuts import cut
 from tests.integration.ingest.front_door import ingest_running
 from tests.integration.ingest.raw_master import connected, logged_in
@@ -182,8 +183,9 @@ async def test_without_a_certificate_of_the_masters_ca_nobody_gets_in(
 
 
 async def test_another_ca_is_taken_up_without_a_restart(
-    redis_url: str, ledger: StandInLedger, authority: Authority
+    redis_url: str, ledger: StandInLedger, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(certificates, "_LOOK_SECONDS", 0.0)
     later = trustme.CA()
     async with ingest_running(redis_url, ledger.port, **authority.settings) as ingest:
         context = authority.client(authority.masters.issue_cert("master-1"))
@@ -191,7 +193,6 @@ async def test_another_ca_is_taken_up_without_a_restart(
             await master.greet()
             master.writer.transport.abort()
         later.cert_pem.write_to_path(str(authority.ca))
-        await asyncio.sleep(1.1)
         with pytest.raises((ConnectionError, ssl.SSLError, AssertionError)):
             async with connected(ingest.port, tls=context) as master:
                 await master.greet()
