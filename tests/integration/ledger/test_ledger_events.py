@@ -93,7 +93,8 @@ async def test_an_event_that_a_former_leader_numbers_meanwhile_keeps_that_number
         numbering = asyncio.create_task(OutboxStore(pool).number_new(count=10))
 
         async def waits() -> bool:
-            return await connection.fetchval(
+            # Not on the connection: a transaction goes on seeing the activity that it saw first.
+            return await pool.fetchval(
                 "select exists (select from pg_stat_activity"
                 " where datname = current_database() and wait_event_type = 'Lock')"
             )
