@@ -94,6 +94,7 @@ async def test_a_crash_between_storing_and_applying_is_healed_by_the_next_leader
     fresh_database: str, ledger: StandInLedger
 ):
     async with risk_running(risk_settings(fresh_database, ledger.port)) as risk:
+        await risk.until_first_check()
         cheater = ledger.add_user()
         await cheat(risk, cheater)
         ledger.is_away = True
