@@ -7,7 +7,7 @@ from typing import Final
 
 from execution.common.v1 import position_pb2, snapshot_pb2
 from services.fanout.domain.codec import Message, gap_message, snapshot_message
-from services.fanout.domain.filter import PASSES_ALL, PASSES_CLOSE_ONLY, Pause
+from services.fanout.domain.filter import PASSES_ALL, PASSES_CLOSE_ONLY, Pause, StopChange
 from services.fanout.domain.position import Position, held
 from services.fanout.domain.ring import (
     EpochRecord,
@@ -362,8 +362,8 @@ class Cursor:
     def _passes(self, record: SignalRecord) -> bool:
         if self.pause is Pause.NONE:
             return True
-        if record.stop_change is not None:
-            change = record.stop_change
+        change = record.stop_change
+        if change is not None and not change.is_opening:
             return change.tightens(self._stops_held.get(change.position_id, change.stop_before_e8))
         needed = PASSES_ALL if self.pause is Pause.ALL else PASSES_CLOSE_ONLY
         return bool(record.passes & needed)
@@ -372,11 +372,18 @@ class Cursor:
         if record.stop_change is not None:
             self._stops_held.pop(record.stop_change.position_id, None)
 
+    def _hold_stop(self, withheld: StopChange) -> None:
+        """Remembers what the subscriber holds instead of what was withheld."""
+        if len(self._stops_held) >= _SCAN_RECORDS_MAX:
+            return
+        if withheld.turns:
+            self._stops_held[withheld.position_id] = withheld.stop_held_without()
+        else:
+            self._stops_held.setdefault(withheld.position_id, withheld.stop_held_without())
+
     def _withhold(self, record: Record) -> None:
         if self._withheld_from is None:
             self._withheld_from = record.position
         self._withheld_to = record.position
         if isinstance(record, SignalRecord) and record.stop_change is not None:
-            change = record.stop_change
-            if len(self._stops_held) < _SCAN_RECORDS_MAX:
-                self._stops_held.setdefault(change.position_id, change.stop_before_e8)
+            self._hold_stop(record.stop_change)

@@ -38,14 +38,28 @@ PASSES_ALL: Final = 2
 """Bits of `passes`: whether a signal passes a CLOSE_ONLY and an ALL pause whatever the subscriber holds."""
 
 
+_STOP_MIN_E8: Final = 1
+_STOP_MAX_E8: Final = 2**63 - 1
+
+
 class StopChange(NamedTuple):
-    """A MODIFY of a position whose side is known."""
+    """A MODIFY of a position whose side is known, or an opening that states one anew (netting)."""
 
     position_id: int
     is_buy: bool
     stop_before_e8: int
     """The master's stop before; what a subscriber holds differs only where an earlier MODIFY was withheld."""
     stop_after_e8: int
+    is_opening: bool = False
+    """Then it never passes by its stop: it may enlarge the position."""
+    turns: bool = False
+    """The opening changed the side: who did not get it holds a position that no stop of the new side can tighten."""
+
+    def stop_held_without(self) -> int:
+        """The stop that a subscriber holds from whom this was withheld; where it turns, one that nothing tightens."""
+        if not self.turns:
+            return self.stop_before_e8
+        return _STOP_MAX_E8 if self.is_buy else _STOP_MIN_E8
 
     def tightens(self, stop_held_e8: int) -> bool:
         """Whether a subscriber whose stop is `stop_held_e8` (0 is none) risks less with the new one."""
@@ -83,14 +97,14 @@ class StopTracker:
         return len(self._stops)
 
     def observe(self, signal: signal_pb2.Signal) -> StopChange | None:
-        """Takes note of the next signal in order; returns what a MODIFY changed, None for other kinds and unknown
-        positions."""
+        """Takes note of the next signal in order; returns what a MODIFY or an opening changed of a position that is
+        known, None for all else."""
         kind = signal.kind
         if kind == SIGNAL_KIND_MODIFY:
             return self._modify(signal.position_id, signal.stop_loss_e8)
         if kind in _OPENS:
-            self.know(signal.position_id, is_buy=signal.side == SIDE_BUY, stop_loss_e8=signal.stop_loss_e8)
-        elif kind == SIGNAL_KIND_CLOSE:
+            return self._open(signal.position_id, signal.side == SIDE_BUY, signal.stop_loss_e8)
+        if kind == SIGNAL_KIND_CLOSE:
             self._stops.pop(signal.position_id, None)
         elif kind == SIGNAL_KIND_CLOSE_BY and signal.volume_lots_e8 == 0:
             self._stops.pop(signal.position_id, None)
@@ -103,6 +117,15 @@ class StopTracker:
         if len(self._stops) >= self._positions_max:
             del self._stops[next(iter(self._stops))]
         self._stops[position_id] = (is_buy, stop_loss_e8)
+
+    def _open(self, position_id: int, is_buy: bool, stop_after_e8: int) -> StopChange | None:
+        known = self._stops.get(position_id)
+        self.know(position_id, is_buy=is_buy, stop_loss_e8=stop_after_e8)
+        if known is None:
+            return None
+        was_buy, stop_before_e8 = known
+        turns = is_buy is not was_buy
+        return StopChange(position_id, is_buy, stop_before_e8, stop_after_e8, is_opening=True, turns=turns)
 
     def _modify(self, position_id: int, stop_after_e8: int) -> StopChange | None:
         known = self._stops.get(position_id)

@@ -182,6 +182,39 @@ def test_tightening_is_measured_against_the_stop_that_the_subscriber_holds() -> 
     assert told(take_all(cursor)) == ["GAP", 4, 5]
 
 
+def test_a_restated_position_that_was_withheld_leaves_the_stop_that_the_subscriber_holds() -> None:
+    """In netting an opening states a position anew, with a stop of its own."""
+    logs = Logs()
+    logs.take(given_run(1, [buy(1, 100)]))
+    cursor = started(logs, 1, pause=Pause.ALL)
+    # The subscriber still has 100: 90 would loosen it, though the master had 80; 105 tightens it.
+    logs.take(given_run(2, [buy(1, 80), stop_of(1, 90), stop_of(1, 105)]))
+    assert told(take_all(cursor)) == ["GAP", 4]
+
+
+def test_no_stop_of_a_side_that_the_subscriber_does_not_hold_passes() -> None:
+    logs = Logs()
+    logs.take(given_run(1, [buy(1, 100)]))
+    cursor = started(logs, 1, pause=Pause.ALL)
+    sell = buy(1, 130)
+    sell.side = signal_pb2.SIDE_SELL
+    logs.take(given_run(2, [sell, stop_of(1, 120), stop_of(1, 101), buy(1, 90), stop_of(1, 95)]))
+    cursor.take(1_000, 1_000)
+    assert cursor.flush_withheld() is not None
+    assert cursor.position == Position(1, 6)
+
+
+def test_a_restated_position_that_was_sent_counts_with_its_own_stop() -> None:
+    logs = Logs()
+    logs.take(given_run(1, [buy(1, 100)]))
+    cursor = started(logs, 1)
+    logs.take(given_run(2, [buy(1, 80)]))
+    assert told(take_all(cursor)) == [2]
+    cursor.set_pause(Pause.ALL)
+    logs.take(given_run(3, [stop_of(1, 90), stop_of(1, 85)]))
+    assert told(take_all(cursor)) == [3]
+
+
 def test_a_changed_stop_of_an_unknown_position_passes() -> None:
     logs = Logs()
     cursor = started(logs, 0, pause=Pause.ALL)
