@@ -11,7 +11,7 @@ from typing import Any
 
 from ecp_client.copying import Action, Reason
 from ecp_client.subscriber.journal import read_journal
-from ecp_client.subscriber.journal_format import EntryType
+from ecp_client.subscriber.journal_format import Entry, EntryType
 from execution.common.v1 import signal_pb2, snapshot_pb2
 from mesh.demo.provision import MasterCredentials, SubscriberCredentials
 from mesh.demo.reconcile import Evidence, MasterBook, Position, SubscriberBook, ToldGap
@@ -98,7 +98,7 @@ def _subscriber_book(
         if entry.entry_type is EntryType.SIGNAL:
             received[entry.master_id].append(at)
             late_openings += (entry.master_id, at) in too_late
-            if entry.action == Action.SKIP and entry.kind in OPENING and entry.reason in PROTECTIONS:
+            if is_refusal(entry):
                 refused[entry.master_id].add(at)
         elif entry.entry_type is EntryType.GAP:
             after = (entry.previous.epoch, entry.previous.sequence + 1)
@@ -118,6 +118,18 @@ def _subscriber_book(
         gaps=gaps,
         full_syncs=full_syncs,
         holdings={master_id: _holdings(holdings[str(master_id)]) for master_id in subscriber.master_ids},
+    )
+
+
+def is_refusal(entry: Entry) -> bool:
+    """Whether a protection kept the account from opening or enlarging what the signal did.
+
+    Of a refused enlargement the stops are followed, so it is a RESIZE, with the protection as its reason.
+    """
+    if entry.kind not in OPENING or entry.reason not in PROTECTIONS:
+        return False
+    return entry.action == Action.SKIP or (
+        entry.action == Action.RESIZE and entry.reason != Reason.VOLUME_MIN
     )
 
 
