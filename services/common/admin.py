@@ -215,6 +215,22 @@ def _answer(start_response: StartResponse, status: str, body: dict[str, Any]) ->
 class _Handler(WSGIRequestHandler):
     timeout = _REQUEST_SECONDS
 
+    def setup(self) -> None:
+        super().setup()
+        # The socket's own time-out begins anew with each byte.
+        self._deadline = threading.Timer(_REQUEST_SECONDS, _cut, (self.request,))
+        self._deadline.daemon = True
+        self._deadline.start()
+
+    def get_environ(self) -> dict[str, Any]:
+        # The request is there; the answer may take its time, as with workers that are asked first.
+        self._deadline.cancel()
+        return super().get_environ()
+
+    def finish(self) -> None:
+        self._deadline.cancel()
+        super().finish()
+
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug(format, *args)
 
@@ -261,15 +277,11 @@ class _Server(WSGIServer):
         self._threads.submit(self._process, request, client_address)
 
     def _process(self, request: Any, client_address: Any) -> None:
-        # The socket's own time-out begins anew with each byte.
-        deadline = threading.Timer(_REQUEST_SECONDS, _cut, (request,))
-        deadline.start()
         try:
             self.finish_request(request, client_address)
         except OSError as error:
             _log.debug("admin request from %s ended: %s", client_address, error)
         finally:
-            deadline.cancel()
             self.shutdown_request(request)
             self._slots.release()
 

@@ -65,6 +65,18 @@ async def test_requests_that_never_end_do_not_keep_others_from_an_answer(
             writer.close()
 
 
+async def test_an_answer_may_take_longer_than_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several workers that hang are asked one after the other, and the probe must hear of it."""
+    monkeypatch.setattr(admin, "_REQUEST_SECONDS", 0.1)
+
+    def slowly() -> bool:
+        time.sleep(0.3)
+        return False
+
+    async with admin.serving(LOOPBACK, admin.Readiness([admin.Check("slow", slowly)])) as served:
+        assert (await get(served.port, "/ready"))[0] == 503
+
+
 async def test_ready_names_each_check_and_only_gating_ones_count() -> None:
     state = {"grpc": True, "database": True}
     readiness = admin.Readiness([admin.Check("grpc", lambda: state["grpc"])])
