@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from bench import end_to_end_master, end_to_end_readers, machine
 from bench.authority import answering
+from bench.bare_way import bare_way
 from bench.end_to_end_master import Sending, Sent
 from bench.end_to_end_pace import Pace, now_us
 from bench.end_to_end_readers import RANKS, Reading, Received
@@ -39,6 +40,8 @@ ACKNOWLEDGED: Final = "jetstream, acknowledged"
 """Each subscriber acknowledges each message."""
 NATS_PY: Final = "jetstream, nats-py"
 """With JetStream's own Python client instead of raw sockets."""
+BARE: Final = "bare way"
+"""Door, Valkey and fan-out that check nothing: the least that our way can cost."""
 _READERS: Final = "bench.end_to_end_readers"
 # Each signal in a message of its own, and no rest between rounds of writing: what is measured is a delivery.
 _SINGLE: Final = {"MESSAGE_SIGNALS_MAX": "1", "COALESCING_DELAY_SECONDS_MAX": "0"}
@@ -202,6 +205,15 @@ class _Bench:
             readers = "bench.jetstream_nats_py" if who == NATS_PY else _READERS
             return await self._run(who, reading, sending, {self.nats.pid: "nats-server"}, readers)
 
+    async def bare(self, subscribers: int) -> Run:
+        """Our way without all that it is for."""
+        pace = asdict(self.pace)
+        async with bare_way(self.server.socket, core=self.placement.fanout) as way:
+            subjects = (SUBJECT,) * subscribers
+            reading = Reading(port=way.fanout_port, subscribers=subscribers, subjects=subjects, **pace)
+            sending = Sending(port=way.door_port, subject=SUBJECT, inbox=INBOX, **pace)
+            return await self._run(BARE, reading, sending, {**way.names, self.server.pid: "log"})
+
     async def _run(
         self,
         who: str,
@@ -312,6 +324,8 @@ async def measure(options: EndToEndOptions, tell: Callable[[str], None]) -> EndT
 async def _measure_round(bench: _Bench, subscribers: int, report: EndToEndReport, *, is_first: bool) -> None:
     """Every side once, one after the other; what is told only beside the yardstick, in the first round."""
     report.runs.append(await bench.quietest(partial(bench.ours, subscribers)))
+    if is_first:
+        report.runs.append(await bench.quietest(partial(bench.bare, subscribers)))
     if bench.nats is None:
         return
     ways = [YARDSTICK]
@@ -326,6 +340,7 @@ def _results(report: EndToEndReport, subscribers: int) -> list[Result]:
     disturbed = sum(one.is_disturbed for one in ours)
     details: dict[str, Any] = {
         "runs": [one.details() for one in ours],
+        "bare_way_runs": [one.details() for one in report.of(BARE, subscribers)],
         "yardstick_runs": [one.details() for one in theirs],
         "yardstick_runs_with_acknowledgements": [
             one.details() for one in report.of(ACKNOWLEDGED, subscribers)

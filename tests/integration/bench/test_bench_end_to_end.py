@@ -76,6 +76,9 @@ def test_every_signal_reaches_every_subscriber_in_a_message_of_its_own(tmp_path:
         assert_all_delivered(run, count)
         assert set(run["cores"]) == {"ingest", "log", "fanout", "master", "readers", "bench"}
         assert results[f"end_to_end.delivered_share_{count}"]["value"] == 1
+        (bare,) = result["details"]["bare_way_runs"]
+        assert_all_delivered(bare, count)
+        assert set(bare["cores"]) == {"door", "log", "fanout", "master", "readers", "bench"}
 
 
 @pytest.mark.skipif(bool(lacks_jetstream()), reason=lacks_jetstream())
