@@ -284,6 +284,36 @@ class TestAnotherProcess:
         other = begin()
         assert other.following.copier.account.holdings[1].state is HoldingState.CLOSED_BY_USER
 
+    @pytest.mark.parametrize("with_snapshot", [False, True])
+    def test_remembers_what_the_user_closed_and_the_broker_refused_during_a_replay(
+        self, begin: Begin, with_snapshot: bool
+    ) -> None:
+        """No checkpoint can be written then."""
+        one = begin()
+        one.signals(*opened(1, 2, 3), signal(CLOSE, 3), *opened(3), first=1)
+        one.crash()
+        two = begin()
+        replayed = [*opened(1, 2, 3), signal(CLOSE, 3)]
+        two.signals(*replayed[:3], first=1)
+        assert two.processor.closed_by_user(1, 1, is_order=False)
+        assert two.processor.refused_by_broker(sequenced(opened(2)[0], 2), Reason.MARGIN)
+        assert two.processor.closed_by_user(1, 3, is_order=False)
+        mirror = two.following.copier.mirror
+        two.crash()
+        three = begin()
+        if with_snapshot:
+            three.snapshot(mirror.to_snapshot(1, 5, 1, epoch=1))
+        else:
+            three.signals(*replayed, *opened(3), first=1)
+        holdings = three.following.copier.account.holdings
+        assert holdings[1].state is HoldingState.CLOSED_BY_USER
+        assert (holdings[2].state, holdings[2].reason) == (HoldingState.REFUSED, Reason.MARGIN)
+        # The one that the user closed was closed by the master, too; what it opened later is another one.
+        assert holdings[3].state is HoldingState.HELD
+        three.processor.checkpoint()
+        three.crash()
+        assert begin().following.copier.account.holdings[1].state is HoldingState.CLOSED_BY_USER
+
     def test_goes_on_from_the_newest_file(self, begin: Begin, tmp_path: Path) -> None:
         one = begin()
         one.signals(*opened(1, 2), first=1)

@@ -26,6 +26,8 @@ class Following:
     """Signals that were decided before a restart and are not in the checkpoint: they come again as replays."""
     scales: dict[Position, Scale] = field(default_factory=dict)
     """What those opened is scaled by, where that is not the multiplier of the settings."""
+    told: list[Entry] = field(default_factory=list)
+    """What user and broker did then: each reaches the account behind the decisions that came before it."""
     synced_over: Position | None = None
     """A snapshot was taken when signals had been delivered up to here, and the account is compared with the mirror once
     that has caught up; None when there is nothing to compare."""
@@ -33,6 +35,16 @@ class Following:
     """The last snapshot stands for everything up to here."""
     mirror_before: Book | None = None
     """The mirror that the snapshot replaced, until the full sync is finished."""
+
+    def __post_init__(self) -> None:
+        self.told.sort(key=lambda entry: entry.position)
+        self._take_told()
+
+    @property
+    def account_at(self) -> Position:
+        """The account shows what was decided up to here."""
+        held = self.track.held or BEGINNING
+        return held if self.decided else max(held, self.track.processed)
 
     def take(self, sequenced: signal_pb2.SequencedSignal, server_now_us: int) -> Decision:
         """Takes a new signal."""
@@ -46,12 +58,20 @@ class Following:
             self.copier.mirror.apply(sequenced.signal, sequenced.sequence)
         else:
             self.copier.replay(sequenced, Action(entry.action), Reason(entry.reason), scale)
+            self._take_told()
+
+    def _take_told(self) -> None:
+        """Lets the account know what user and broker did before the next decision that it does not show yet."""
+        next_at = next(iter(self.decided), None)
+        while self.told and (next_at is None or self.told[0].position < next_at):
+            _note(self.copier.account, self.told.pop(0))
 
     def begin_full_sync(self, snapshot: snapshot_pb2.Snapshot, previous: Position) -> None:
         """Makes the snapshot the mirror. Decisions that will not be replayed reach the account from the journal."""
-        for position, entry in self.decided.items():
-            _patch(self.copier.account, entry, self.scales.get(position))
-        self.decided.clear()
+        while self.decided:
+            position = next(iter(self.decided))
+            _patch(self.copier.account, self.decided.pop(position), self.scales.get(position))
+            self._take_told()
         self.scales.clear()
         if self.mirror_before is None:
             self.mirror_before = self.copier.mirror
@@ -135,6 +155,15 @@ def _patch(account: Account, entry: Entry, scale: Scale | None) -> None:
         account.holdings.pop(entry.ticket, None)
     elif entry.kind == signal_pb2.SIGNAL_KIND_PENDING_CANCEL and copied:
         account.orders.pop(entry.ticket, None)
+
+
+def _note(account: Account, entry: Entry) -> None:
+    """Notes what user or broker did."""
+    is_order = entry.kind == signal_pb2.SIGNAL_KIND_PENDING_PLACE
+    if entry.entry_type is EntryType.CLOSED_BY_USER:
+        (account.order_cancelled_by_user if is_order else account.closed_by_user)(entry.ticket)
+    else:
+        (account.order_refused if is_order else account.refused)(entry.ticket, entry.reason)
 
 
 def _unknown_order(ticket: int, state: HoldingState, reason: int, scale: Scale | None) -> OrderHolding:

@@ -47,9 +47,10 @@ class EntryType(enum.IntEnum):
     """Mirror and account as of `position`. Body: length of the snapshot (u32) | Snapshot | the account as JSON. Kind:
     the sum of WITHHELD (the mirror lacks what a pause withheld) and DEGRADED (a full sync beyond `previous` is due)."""
     CLOSED_BY_USER = 6
-    """The user closed position `ticket` (kind OPEN) or cancelled order `ticket` (kind PENDING_PLACE) by hand."""
+    """The user closed position `ticket` (kind OPEN) or cancelled order `ticket` (kind PENDING_PLACE) by hand, when the
+    account was as of `position`."""
     REFUSED_BY_BROKER = 7
-    """The broker refused what was decided to be copied: kind and ticket as in CLOSED_BY_USER."""
+    """The broker refused what was decided to be copied: kind, ticket and position as in CLOSED_BY_USER."""
     SCALE = 8
     """What the signal at `position`, which follows, opens is scaled by. Body: a copying.Scale as text."""
 
@@ -75,7 +76,7 @@ class Entry:
     action: int = 0
     """copying.Action of a SIGNAL."""
     reason: int = 0
-    """copying.Reason of a SIGNAL."""
+    """copying.Reason of a SIGNAL or a REFUSED_BY_BROKER."""
     latency_us: int = 0
     """From the master's send to the receipt, for a SIGNAL, by the server's clock; 0 where it was not known."""
     ticket: int = 0

@@ -103,7 +103,7 @@ class Processor:
             withheld=known.withheld,
         )
         copier = self._copier(master_id, known)
-        following = Following(track, copier, known.decided, known.scales)
+        following = Following(track, copier, known.decided, known.scales, known.told)
         self.followings[master_id] = following
         return following
 
@@ -291,15 +291,19 @@ class Processor:
             noted = account.refused(signal.position_id, reason)
         if noted:
             ticket = signal.order_id if is_order else signal.position_id
-            self._note_ticket(EntryType.REFUSED_BY_BROKER, sequenced.master_id, ticket, is_order)
+            self._note_ticket(EntryType.REFUSED_BY_BROKER, sequenced.master_id, ticket, is_order, reason)
         return noted
 
-    def _note_ticket(self, entry_type: EntryType, master_id: int, ticket: int, is_order: bool) -> None:
+    def _note_ticket(
+        self, entry_type: EntryType, master_id: int, ticket: int, is_order: bool, reason: int = 0
+    ) -> None:
         now_us = wall_us()
         following = self.following(master_id)
-        position = following.track.held or BEGINNING
+        position = following.account_at
         kind = PENDING_PLACE if is_order else OPEN
-        entry = Entry(entry_type, master_id, position, position, now_us, kind=kind, ticket=ticket)
+        entry = Entry(
+            entry_type, master_id, position, position, now_us, kind=kind, reason=reason, ticket=ticket
+        )
         checkpoint = following.checkpoint(now_us)
         self._write([encode(entry)] if checkpoint is None else [encode(entry), checkpoint])
 

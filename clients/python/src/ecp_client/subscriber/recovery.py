@@ -33,6 +33,8 @@ class Recovered:
     """Signals behind the checkpoint, with what was decided."""
     scales: dict[Position, Scale] = field(default_factory=dict)
     """What those opened is scaled by, where that is not the multiplier of the settings."""
+    told: list[Entry] = field(default_factory=list)
+    """What user and broker did behind the checkpoint."""
     withheld: bool = False
     """A pause withheld signals, and no full sync has made up for them."""
     degraded_at: Position | None = None
@@ -55,6 +57,8 @@ def recover_entries(entries: Iterable[Entry]) -> dict[int, Recovered]:
         known = masters.setdefault(entry.master_id, Recovered())
         if entry.entry_type is EntryType.CHECKPOINT:
             _take_checkpoint(known, entry)
+        elif entry.entry_type in (EntryType.CLOSED_BY_USER, EntryType.REFUSED_BY_BROKER):
+            known.told.append(entry)
         elif entry.entry_type is EntryType.SCALE:
             known.scales[entry.position] = _scale(entry)
         elif entry.entry_type in (EntryType.SIGNAL, EntryType.GAP, EntryType.PROGRESS, EntryType.SNAPSHOT):
@@ -94,6 +98,7 @@ def _take_checkpoint(known: Recovered, entry: Entry) -> None:
     known.processed = max(known.processed, entry.position)
     known.decided.clear()
     known.scales.clear()
+    known.told.clear()
 
 
 def _scale(entry: Entry) -> Scale:
