@@ -61,6 +61,7 @@ class Archiver:
         self._writer = writer
         self._settings = settings
         self._checked_at = 0.0
+        self._fine_at = 0.0
         self._rewound_at: float | None = None
         self._reread_up_to: EntryId | None = None
         self._declare_up_to = BEGINNING
@@ -70,6 +71,7 @@ class Archiver:
     async def run(self, _: pg.Connection) -> NoReturn:
         """Archives until cancelled."""
         backoff = Backoff(initial_seconds=0.05, cap_seconds=2.0, floor_seconds=0.02)
+        self._fine_at = time.monotonic()
         try:
             while True:
                 try:
@@ -83,6 +85,7 @@ class Archiver:
                     await asyncio.sleep(backoff.next_delay())
         finally:
             self.is_up = True
+            metrics.archive_lag(self._source.shard, 0)
 
     async def _take_over(self) -> None:
         """Archives what was read before and not acknowledged, by whomever."""
@@ -222,6 +225,12 @@ class Archiver:
         elif error is None and not self.is_up:
             _log.info("signals are archived again")
         self.is_up = error is None
+        now = time.monotonic()
+        if error is None:
+            self._fine_at = now
+        else:
+            # What waits cannot be seen now; it may have come right after the last good turn.
+            metrics.archive_lag(self._source.shard, now - self._fine_at)
 
 
 def _tell(batch: Batch, done: Archived) -> None:

@@ -34,7 +34,8 @@ ARCHIVE_LOST_ENTRIES: Final = Counter(
 )
 ARCHIVE_LAG: Final = Gauge(
     "ledger_archive_lag_seconds",
-    "From the front door's check of the last archived signal to its commit here; the slowest shard's.",
+    "From the front door's check of the last archived signal to its commit here, or since when nothing could be"
+    " archived; the slowest of the shards that this process archives.",
 )
 LOG_ENTRIES: Final = Gauge("ledger_log_entries", "Entries in a shard of the log.", ("shard",))
 LOG_TRIMMED: Final = Counter(

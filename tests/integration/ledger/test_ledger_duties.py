@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -161,6 +162,12 @@ async def test_while_redis_is_down_calls_go_on_and_events_and_signals_wait(
             return not found["events"] and not found["archive"] and found["database"]
 
         await eventually(noticed)
+        lag_seconds = await archive_lag_seconds(ledger)
+
+        async def rises() -> bool:
+            return await archive_lag_seconds(ledger) > lag_seconds > 0
+
+        await eventually(rises)
         await own_redis.start()
         async with stream.connect(own_redis.url) as client:
             await append(client, run(7, 4, 3))
@@ -192,6 +199,12 @@ async def test_while_the_database_is_down_calls_are_unavailable_and_signals_wait
         assert (
             await ledger.call("UserService/GetUser", users.GetUserRequest(user_id=user.user_id))
         ).user == user
+
+
+async def archive_lag_seconds(ledger: LedgerClient) -> float:
+    _, text = await asyncio.to_thread(admin, ledger, "/metrics")
+    (value,) = re.findall(r"^ledger_archive_lag_seconds (\S+)$", text, re.MULTILINE)
+    return float(value)
 
 
 async def test_it_starts_before_its_stores_and_works_once_they_are_there(data_folder: Path) -> None:
