@@ -20,6 +20,7 @@ from bench.result import Result, result_of
 from bench.torture.clients_server import Certificate
 from mesh.embedded import redis
 from mesh.errors import MeshError
+from mesh.open_files import allow_open_files, require_open_files
 
 CURVE: Final = (10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 125_000, 150_000, 200_000)
 """Deliveries a second."""
@@ -76,7 +77,8 @@ async def measure(options: FanoutOptions, tell: Callable[[str], None]) -> Fanout
         MeshError: something did not start, or a stream ended.
     """
     cores = machine.two_cores()
-    machine.allow_open_files(max(options.idle_subscribers, options.subscribers) + _SPARE_FILES)
+    require_open_files(options.subscribers + _SPARE_FILES, what=f"reading {options.subscribers:,} streams")
+    allow_open_files(max(options.idle_subscribers, options.subscribers) + _SPARE_FILES)
     report = FanoutReport(machine.describe())
     with machine.pinned(cores[1]), TemporaryDirectory() as folder:
         async with licensing() as ledger_port, redis() as server:
@@ -191,7 +193,7 @@ async def _measure_stalled(bench: Bench, report: FanoutReport, pairs: int) -> No
 
 
 async def _measure_idle(bench: Bench, report: FanoutReport, wanted: int) -> None:
-    allowed = machine.allow_open_files(wanted + _SPARE_FILES)
+    allowed = allow_open_files(wanted + _SPARE_FILES)
     count = min(wanted, allowed - _SPARE_FILES)
     if count < wanted:
         bench.tell(f"only {count:,} idle streams: the system lets a process open {allowed:,} files")

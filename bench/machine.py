@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -88,16 +87,6 @@ def write_calls(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("syscw:")), 0)
-
-
-def allow_open_files(wanted: int) -> int:
-    """Lets this process, and what it starts, open so many files if the system allows it; returns how many it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted and soft != resource.RLIM_INFINITY:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
-        soft = max(soft, allowed)
-    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import asyncpg
 from mesh.embedded import PostgresServer, RedisServer, Servers, servers_from_environment_or_embedded
 from mesh.embedded.folders import run_folder
 from mesh.errors import EXIT_CONFIGURATION, ConfigurationError, MeshError
+from mesh.open_files import allow_open_files
 from mesh.ports import LOOPBACK, PortBlock, is_free, port_block
 from mesh.process import spawn
 from mesh.runfile import SERVICES, RunFile
@@ -33,6 +34,8 @@ DATABASE = "execution_control"
 MIGRATED = ("ledger", "risk")
 MIGRATION_SECONDS_MAX = 120.0
 SECRETS_FILE = "secrets.json"
+# Systems begin with 256 or 1,024, which the connections of a few hundred subscribers use up.
+OPEN_FILES = 8_192
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "OTEL_EXPORTER_OTLP_ENDPOINT", "SSL_CERT_FILE")
 
 
@@ -89,6 +92,7 @@ async def running(options: MeshOptions) -> AsyncIterator[Mesh]:
         ConfigurationError: the data folder, a port or a setting is not fit; one line that says what to do.
         MeshError: something did not start.
     """
+    allow_open_files(OPEN_FILES)
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(run_folder())
         ports = stack.enter_context(port_block())

@@ -16,6 +16,7 @@ from mesh.demo.cast import Behaviour
 from mesh.demo.follower import Follower
 from mesh.demo.latency import Latencies
 from mesh.demo.wire import Message, Wire
+from mesh.errors import MeshError
 from mesh.process import run_until_signalled
 
 REPORT_SECONDS = 0.25
@@ -34,10 +35,16 @@ class Company:
         self._cut_latencies = cut
 
     async def connect(self) -> None:
-        """Waits until everybody's streams have begun."""
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            while not all(follower.is_connected for follower in self._followers.values()):  # noqa: ASYNC110  # a poll
-                await asyncio.sleep(POLL_SECONDS)
+        """Waits until everybody's streams have begun.
+
+        Raises:
+            MeshError: that took too long.
+        """
+        deadline = asyncio.get_running_loop().time() + CONNECT_SECONDS_MAX
+        while waiting := sum(not follower.is_connected for follower in self._followers.values()):
+            if asyncio.get_running_loop().time() > deadline:
+                raise MeshError(f"{waiting} followers had no stream after {CONNECT_SECONDS_MAX:.0f} s")
+            await asyncio.sleep(POLL_SECONDS)
         await self._line.send({"kind": "ready"})
 
     async def obey(self, message: Message) -> None:

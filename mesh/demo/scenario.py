@@ -28,6 +28,7 @@ from mesh.demo.reconcile import reconcile
 from mesh.demo.report import Report
 from mesh.demo.wire import Message
 from mesh.errors import ConfigurationError, MeshError
+from mesh.open_files import require_open_files
 from mesh.running import Mesh, MeshOptions, running
 
 CHECK_INTERVAL_SECONDS = 2.0
@@ -38,6 +39,8 @@ FINISH_SECONDS_MAX = 180.0
 CHECKS_TO_PAUSE, CHECK_SECONDS_MAX = 2, 60.0
 TRUST_POLL_SECONDS = 1.0
 BOARD_SECONDS = 0.25
+# Their process has two connections and the files of a journal for each.
+FILES_PER_SUBSCRIBER, SPARE_FILES = 5, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +306,11 @@ async def play(options: DemoOptions, board: Board, *, show: Callable[[Board], No
     """Starts a mesh of its own, plays the demo on it, and stops it. `show` is called a few times a second.
 
     Raises:
+        ConfigurationError: the system does not let a process open enough files, or something is not fit to start.
         MeshError: something did not start, or did not end in time.
     """
+    files = SPARE_FILES + FILES_PER_SUBSCRIBER * options.subscribers
+    require_open_files(files, what=f"a demo with {options.subscribers} subscribers")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_stop, asyncio.create_task(_show(board, show)))
         mesh = await stack.enter_async_context(
