@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -108,8 +109,10 @@ def _parse(url: str) -> Location:
         return Location("single", dict(parse_url(url)))
     if transport not in ("redis", "rediss") or kind not in ("sentinel", "cluster") or not separator:
         raise ValueError(scheme)
-    parts = urlsplit(f"//{rest}")
-    credentials, at, hosts = parts.netloc.rpartition("@")
+    netloc = re.split("[/?#]", rest, maxsplit=1)[0]
+    # With a host of its own: a list of hosts with an IPv6 address in it is none to newer Pythons.
+    parts = urlsplit(f"//host{rest[len(netloc) :]}")
+    credentials, at, hosts = netloc.rpartition("@")
     default_port = _SENTINEL_PORT if kind == "sentinel" else _REDIS_PORT
     seeds = tuple(_place(host, default_port) for host in hosts.split(","))[:_SEEDS_MAX]
     query = dict(parse_qsl(parts.query))
