@@ -242,9 +242,9 @@ async def test_two_processes_have_one_leader_and_the_other_takes_over(
     configured = risk_settings(fresh_database, ledger.port)
     async with AsyncExitStack() as first:
         one = await first.enter_async_context(risk_running(configured))
-        await until(lambda: one.running.leadership.is_leader)
+        await one.until_first_check()
         async with risk_running(configured) as two:
-            await asyncio.sleep(0.3)
+            await until_another_asked_for_the_lead(fresh_database)
             assert not two.running.leadership.is_leader
             before = await two.call("GetDetectorStatus", pb.GetDetectorStatusRequest())
             assert not before.leader
@@ -254,6 +254,18 @@ async def test_two_processes_have_one_leader_and_the_other_takes_over(
             await until(lambda: two.running.leadership.is_leader)
             after = await two.call("GetDetectorStatus", pb.GetDetectorStatusRequest())
             assert after.fencing_token == before.fencing_token + 1
+
+
+async def until_another_asked_for_the_lead(url: str) -> None:
+    asked = (
+        "select count(*) from pg_stat_activity where datname = current_database()"
+        " and application_name = 'risk detector lease' and query like '%pg_try_advisory_lock%'"
+    )
+    async with asyncio.timeout(30):
+        while True:
+            if (await fetchrow(url, asked))["count"]:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_the_command_line_explains(
