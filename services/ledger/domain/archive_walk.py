@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from execution.ledger.v1 import archive_service_pb2 as pb
@@ -37,7 +37,13 @@ def walk(held: Position, signals: Sequence[Columns], gaps: Sequence[GapRow], *, 
             continue  # All that the hole covered came in after it was found.
         predecessor = one.predecessor if isinstance(one, GapRow) else (one["epoch"], one["sequence"] - 1)
         if not follows(held, predecessor):
-            return Walked(records, held, predecessor)
+            hole = _hole_between(held, predecessor, gaps)
+            if hole is None:
+                return Walked(records, held, predecessor)
+            records.append(pb.ArchivedRecord(gap=gap_to_pb(hole, hole.first)))
+            held = predecessor
+            if len(records) == records_max:
+                break
         if not isinstance(one, GapRow):
             records.append(pb.ArchivedRecord(signal=sequenced_of(one)))
             held = one["epoch"], one["sequence"]
@@ -46,7 +52,18 @@ def walk(held: Position, signals: Sequence[Columns], gaps: Sequence[GapRow], *, 
             if first <= one.last or one.epoch != one.previous_epoch:
                 records.append(pb.ArchivedRecord(gap=gap_to_pb(one, min(first, one.last + 1))))
             held = max(held, one.end)
+        if len(records) == records_max:
+            break
     return Walked(records, held, None)
+
+
+def _hole_between(held: Position, predecessor: Position, gaps: Sequence[GapRow]) -> GapRow | None:
+    """What a hole, of which a later part came in after all, still says of the positions in between."""
+    for gap in gaps:
+        is_within = gap.is_hole and gap.epoch == gap.previous_epoch == held[0] == predecessor[0]
+        if is_within and gap.first <= held[1] + 1 and predecessor[1] <= gap.last:
+            return replace(gap, first=held[1] + 1, last=predecessor[1])
+    return None
 
 
 def _merged(signals: Sequence[Columns], gaps: Sequence[GapRow]) -> list[Columns | GapRow]:

@@ -98,7 +98,8 @@ class ArchiveReader:
                 raise _gone(walked.missing_before)
             elif not page.rows and page.head > held:
                 raise _gone(page.head)
-            if walked.missing_before is not None or page.is_last:
+            is_whole = page.is_last and len(walked.records) < page.rows_max
+            if walked.missing_before is not None or is_whole:
                 return
             left -= len(walked.records)
             held = walked.held

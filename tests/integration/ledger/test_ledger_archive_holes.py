@@ -23,6 +23,29 @@ async def test_a_hole_in_the_log_is_told_and_never_skipped(ledger: LedgerClient,
     assert records[3].gap.reason == TRIMMED
 
 
+async def test_a_hole_that_fills_in_part_is_told_as_what_is_left_of_it(
+    ledger: LedgerClient, redis: stream.Redis
+) -> None:
+    await append(redis, run(7, 1, 3))
+    await append(redis, run(7, 10, 2))
+    await ledger.archived(5)
+    await append(redis, run(7, 6, 2))
+    await ledger.archived(7)
+    left = [
+        *signals(1, 3),
+        ("gap", (1, 4), (1, 5), (1, 5)),
+        *signals(6, 7),
+        ("gap", (1, 8), (1, 9), (1, 9)),
+        *signals(10, 11),
+    ]
+    assert positions(await ledger.read(7)) == left
+    assert positions(await ledger.read(7, records_max=8)) == left[:8]
+    assert positions(await ledger.read(7, (1, 4))) == [("gap", (1, 5), (1, 5), (1, 5)), *left[4:]]
+    await append(redis, run(7, 8, 2), run(7, 4, 2))
+    await ledger.archived(11)
+    assert positions(await ledger.read(7)) == signals(1, 11)
+
+
 async def test_a_start_of_an_epoch_that_the_log_lost_is_a_hole_too(
     ledger: LedgerClient, redis: stream.Redis
 ) -> None:

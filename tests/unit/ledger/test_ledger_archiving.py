@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from execution.ingest.v1 import log_pb2
@@ -136,6 +138,29 @@ def test_signals_that_came_after_their_hole_was_declared_leave_nothing_of_it_to_
     signals, gaps = stored(run(7, 1, 5), gap(7, 3, 5), run(7, 6, 1))
     walked = walk((0, 0), signals, gaps, records_max=10)
     assert positions(walked.records) == [("signal", 1, sequence) for sequence in (1, 2, 3, 4, 5, 6)]
+
+
+@pytest.mark.parametrize("records_max", [1, 2, 4, 5, 100])
+def test_what_is_left_of_a_hole_that_filled_in_part_is_told_around_what_came(records_max: int) -> None:
+    signals, gaps = stored(run(7, 1, 3), run(7, 6, 2), gap(7, 4, 9), run(7, 10, 1))
+    gaps = [replace(one, is_hole=True) for one in gaps]
+    told, held = [], (0, 0)
+    while True:
+        behind = [one for one in signals if (one["epoch"], one["sequence"]) > held]
+        walked = walk(held, behind, [one for one in gaps if one.end > held], records_max=records_max)
+        assert walked.missing_before is None
+        assert len(walked.records) <= records_max
+        if not walked.records:
+            break
+        told += positions(walked.records)
+        held = walked.held
+    assert told == [
+        *(("signal", 1, sequence) for sequence in (1, 2, 3)),
+        ("gap", (1, 4), (1, 5), (1, 5)),
+        *(("signal", 1, sequence) for sequence in (6, 7)),
+        ("gap", (1, 8), (1, 9), (1, 9)),
+        ("signal", 1, 10),
+    ]
 
 
 def test_a_signal_reads_back_as_it_was_signed() -> None:
