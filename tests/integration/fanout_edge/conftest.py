@@ -1,4 +1,4 @@
-"""What goes on beside an attack: the streams of somebody else."""
+"""The edge, a peer of its, and what goes on beside an attack: the streams of somebody else."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.fanout_edge.counting_service import Edge, count
+from tests.integration.fanout_edge.attacker import Attacker, attacking
+from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
 
 OTHERS_MESSAGES = 300
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[Edge]:
+    async with counting_edge() as edge:
+        yield edge
+
+
+@pytest.fixture
+async def peer(edge: Edge) -> AsyncIterator[Attacker]:
+    async with attacking(edge.port) as peer:
+        yield peer
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
@@ -24,14 +24,8 @@ from hyperframe.frame import (
 from prometheus_client import REGISTRY
 
 from services.common.h2grpc import Http2Settings
-from tests.integration.fanout_edge.attacker import Attacker, attacking, headers, repeated
+from tests.integration.fanout_edge.attacker import Attacker, attacking, headers, hung_up, repeated, until
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
-
-
-@pytest.fixture
-async def edge() -> AsyncIterator[Edge]:
-    async with counting_edge() as edge:
-        yield edge
 
 
 def abuse(limit: str) -> float:
@@ -40,20 +34,6 @@ def abuse(limit: str) -> float:
 
 def refused(reason: str) -> float:
     return REGISTRY.get_sample_value("http2_streams_refused_total", {"reason": reason}) or 0.0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # what is waited for is not ours to be told of
-            await asyncio.sleep(0.005)
-
-
-async def hung_up(reader: asyncio.StreamReader) -> None:
-    """The server closes, whichever way."""
-    async with asyncio.timeout(20):
-        with suppress(ConnectionError):
-            while await reader.read(1_000):
-                pass
 
 
 @pytest.mark.parametrize(

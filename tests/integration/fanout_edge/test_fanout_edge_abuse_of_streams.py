@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
@@ -26,7 +25,7 @@ from hyperframe.frame import (
 from prometheus_client import REGISTRY
 
 from services.common.h2grpc.messages import prefixed
-from tests.integration.fanout_edge.attacker import attacking, headers, repeated
+from tests.integration.fanout_edge.attacker import attacking, headers, hung_up, repeated, until
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
 
 ENDLESS = 1_000_000
@@ -56,19 +55,6 @@ async def edge() -> AsyncIterator[Edge]:
 
 def sample(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # what is waited for is not ours to be told of
-            await asyncio.sleep(0.005)
-
-
-async def hung_up(reader: asyncio.StreamReader) -> None:
-    async with asyncio.timeout(20):
-        with suppress(ConnectionError):
-            while await reader.read(1_000):
-                pass
 
 
 def overflow(stream_id: int) -> list[Frame]:

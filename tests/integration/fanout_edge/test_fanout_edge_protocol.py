@@ -52,18 +52,6 @@ OK, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAUTHENTICA
 ENDLESS = 1_000_000
 
 
-@pytest.fixture
-async def edge() -> AsyncIterator[Edge]:
-    async with counting_edge() as edge:
-        yield edge
-
-
-@pytest.fixture
-async def peer(edge: Edge) -> AsyncIterator[Attacker]:
-    async with attacking(edge.port) as peer:
-        yield peer
-
-
 async def until_running(edge: Edge, count: int) -> None:
     async with asyncio.timeout(20):
         while edge.counting.running != count:  # noqa: ASYNC110  # handlers set no event

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from h2.errors import ErrorCodes
@@ -18,23 +16,11 @@ from hyperframe.frame import (
 
 from services.common.h2grpc.messages import prefixed
 from tests.integration.fanout_edge.attacker import Attacker, attacking, body, headers, opening, sequences
-from tests.integration.fanout_edge.counting_service import LARGE_EVERY, Edge, counting_edge
+from tests.integration.fanout_edge.counting_service import LARGE_EVERY, Edge
 
 OK = "0"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 A_QUESTION = prefixed(reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString())
-
-
-@pytest.fixture
-async def edge() -> AsyncIterator[Edge]:
-    async with counting_edge() as edge:
-        yield edge
-
-
-@pytest.fixture
-async def peer(edge: Edge) -> AsyncIterator[Attacker]:
-    async with attacking(edge.port) as peer:
-        yield peer
 
 
 async def test_a_request_may_come_byte_by_byte(peer: Attacker) -> None:
