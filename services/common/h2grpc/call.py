@@ -109,16 +109,21 @@ class Call:
             self._owner.request_taken(self.out.stream_id, flow_bytes)
             return
         self._decoder.receive_data(data)
-        has_message = False
-        while (message := self._decoder.next_message()) is not None:
-            # A stream's window opens again as its handler takes messages, so that few of them wait.
-            self._messages.append((message, 0 if has_message or self._arrived is None else flow_bytes))
-            has_message = True
+        untaken, waiting = flow_bytes, len(self._messages)
+        try:
+            while (message := self._decoder.next_message()) is not None:
+                if self._arrived is None:
+                    self._messages.append((message, 0))
+                else:
+                    # A stream's window opens again as its handler takes messages, so that few of them wait.
+                    self._messages.append((message, untaken))
+                    untaken = 0
+        finally:
+            # Also of what is refused: the connection's window is that of all calls.
+            self._owner.request_taken(self.out.stream_id, untaken)
         if not self.method.takes_stream and len(self._messages) > 1:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message, not several")
-        if self._arrived is None or not has_message:
-            self._owner.request_taken(self.out.stream_id, flow_bytes)
-        else:
+        if self._arrived is not None and len(self._messages) > waiting:
             self._arrived.set()
             self._open()
 

@@ -150,3 +150,35 @@ async def test_what_a_reset_request_left_unread_is_given_back_to_the_connections
         block = peer.encoder.encode(headers(REFLECTION))
     await peer.send(peer.request(41, 3))
     assert sequences((await peer.answer(41)).messages) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\0\xff\xff\xff\xff" + b"x" * 12_000, b"\1\0\0\0\1" + b"x" * 12_000, prefixed(b"") * 2_400],
+    ids=["too large", "compressed", "several"],
+)
+async def test_what_a_refused_request_said_is_given_back_to_the_connections_window(
+    peer: Attacker, data: bytes
+) -> None:
+    for stream_id in range(1, 21, 2):
+        await peer.send(opening(peer, stream_id), DataFrame(stream_id, data=data))
+        assert (await peer.answer(stream_id)).status != OK
+    await peer.send(peer.request(21, 3))
+    assert sequences((await peer.answer(21)).messages) == [1, 2, 3]
+
+
+async def test_a_message_behind_which_a_refused_one_comes_is_given_back_once(peer: Attacker) -> None:
+    data = A_QUESTION + b"\1\0\0\0\1" + b"x" * 12_000
+    for stream_id in range(1, 21, 2):
+        block = peer.encoder.encode(headers(REFLECTION))
+        await peer.send(
+            HeadersFrame(stream_id, data=block, flags=["END_HEADERS"]), DataFrame(stream_id, data=data)
+        )
+        assert (await peer.answer(stream_id)).status != OK
+    await peer.send(peer.request(21, 3))
+    assert sequences((await peer.answer(21)).messages) == [1, 2, 3]
+    opened = [
+        frame for frame in peer.received if isinstance(frame, WindowUpdateFrame) and not frame.stream_id
+    ]
+    # What was sent and not more, or the window would grow for ever.
+    assert sum(frame.window_increment for frame in opened) <= 10 * len(data)
