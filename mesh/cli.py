@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -64,6 +65,9 @@ def _options(
 
 def main() -> None:
     """Runs the command line and exits: 0 done, 1 failure, 2 usage, 3 a machine or settings not fit for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # neither closed nor another's
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="ecp")
     except MeshError as error:

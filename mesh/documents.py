@@ -42,7 +42,7 @@ SOURCE_SUFFIXES = {
 
 def faults(root: Path) -> list[str]:
     """One line for each thing in the clone's documents that is not so, with file and line."""
-    names = _tracked(root)
+    names = _ours(root)
     documents = [name for name in names if name.endswith(".md")]
     words = _words(root, [name for name in names if Path(name).suffix in SOURCE_SUFFIXES])
     found: list[str] = []
@@ -53,8 +53,10 @@ def faults(root: Path) -> list[str]:
     return found
 
 
-def _tracked(root: Path) -> list[str]:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
+def _ours(root: Path) -> list[str]:
+    """The clone's files, also those that are not added yet; none that git ignores."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     return [name for name in listing.stdout.split("\0") if name and (root / name).is_file()]
 
 

@@ -92,6 +92,12 @@ def test_a_mistake_costs_one_clear_message(arguments: list[str], exit_code: int,
     assert "Traceback" not in completed.stderr
 
 
+def test_a_terminal_that_knows_few_letters_gets_the_others_replaced() -> None:
+    completed = ecp("--help", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert completed.returncode == 0, completed.stderr
+    assert " demo " in completed.stdout
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 @pytest.mark.parametrize("arguments", [["--version"], ["check", "format"]])
 def test_a_full_disk_is_one_clear_line(arguments: list[str]) -> None:
