@@ -134,7 +134,11 @@ class Outbox:
             if self._closed:
                 raise ClosedError("the outbox is closed")
             first = self._last + 1
-            self._make_room(first, sum(map(len, payloads)) + RECORD_BYTES * len(payloads))
+            try:
+                self._make_room(first, sum(map(len, payloads)) + RECORD_BYTES * len(payloads))
+            except OSError as error:
+                why = f"{error.strerror or error}; the signal was not taken"
+                raise OutboxError(f"{self._folder}: {why}") from error
             self._files.append(first, payloads)
             room = self._settings.memory_signals_max - len(self._cache)
             self._cache.update(enumerate(payloads[: max(0, room)], first))
