@@ -43,11 +43,13 @@ class Connection(asyncio.Protocol):
         self.is_writable = False
         if self._timer is not None:
             self._timer.cancel()
-        if self.session is not None:
-            self.session.connection_lost(f"the connection was lost: {exc or 'closed by the server'}")
-            self._on_change()
-        if not self.closed.done():
-            self.closed.set_result(None)
+        try:
+            if self.session is not None:
+                self.session.connection_lost(f"the connection was lost: {exc or 'closed by the server'}")
+                self._on_change()
+        finally:
+            if not self.closed.done():
+                self.closed.set_result(None)
 
     def pause_writing(self) -> None:
         self.is_writable = False

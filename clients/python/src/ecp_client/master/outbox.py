@@ -66,6 +66,7 @@ class Outbox:
         self._last = 0
         self._cache: dict[int, bytes] = {}
         self._is_state_unsynced = False
+        self._trouble = ""
         self._closed = False
         with contextlib.ExitStack() as stack:
             self._lock(stack)
@@ -187,12 +188,7 @@ class Outbox:
             new_epoch = epoch != state.epoch
             state.epoch, state.acknowledged = epoch, sequence
             self._last = max(self._last, sequence)
-            if new_epoch:
-                self._write_state(durable=True)
-            else:
-                self._state_file.acknowledged()
-            if self._settings.fsync is FsyncPolicy.NEVER:
-                self._drop_acknowledged()
+            self._note_acknowledged(is_new_epoch=new_epoch)
 
     def remember(self, *, begin_epoch: bool | None = None, clock_offset_us: int | None = None) -> None:
         """Stores what the next login, perhaps of another process, must know."""
@@ -288,6 +284,21 @@ class Outbox:
         else:
             self._files.forget_moved()
         self._drop_acknowledged()
+
+    def _note_acknowledged(self, *, is_new_epoch: bool) -> None:
+        """Writes the position down. Where the disk refuses, all goes on: the server tells at the login what it has."""
+        try:
+            if is_new_epoch:
+                self._write_state(durable=True)
+            else:
+                self._state_file.acknowledged()
+            if self._settings.fsync is FsyncPolicy.NEVER:
+                self._drop_acknowledged()
+        except OSError as error:
+            trouble = f"{self._folder}: {error.strerror or error}"
+            if trouble != self._trouble:
+                logger.error("the outbox cannot write down what is acknowledged: %s", trouble)
+            self._trouble = trouble
 
     def _make_room(self, first: int, added_bytes: int) -> None:
         """Sees to an open segment with room.
