@@ -110,7 +110,7 @@ def _styled(state: str) -> Text:
 
 
 def _events(board: Board) -> Panel:
-    return Panel("\n".join(board.events) or "…", title="Events", title_align="left")
+    return Panel(Text("\n".join(board.events) or "…"), title="Events", title_align="left")
 
 
 def _table(*columns: str, title: str) -> Table:
