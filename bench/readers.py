@@ -252,6 +252,7 @@ def main() -> None:
     try:
         arrived = _run(plan)
     except Exception as error:
+        # Whatever it was, the benchmark that waits for this process is to hear why it ends.
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
         raise SystemExit(1) from error
     print(json.dumps(asdict(arrived)), flush=True)

@@ -63,7 +63,9 @@ class _Operator(grpc.UnaryUnaryClientInterceptor):
     def __init__(self, token: str) -> None:
         self._token = token
 
-    def intercept_unary_unary(self, continuation, client_call_details, request):  # type: ignore[no-untyped-def]
+    def intercept_unary_unary(  # type: ignore[no-untyped-def]  # the stubs' types of these fit no implementation
+        self, continuation, client_call_details, request
+    ):
         """Adds the token and a deadline."""
         return continuation(_CallDetails(client_call_details, self._token), request)
 

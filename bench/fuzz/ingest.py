@@ -124,6 +124,7 @@ async def fuzz(options: FuzzOptions, own_pid: int, tell: Callable[[str], None]) 
     except MeshError:
         raise
     except Exception as error:
+        # Whatever it was, it is what the fuzzer is there to find.
         shown = inside.target.last_input[:_SHOWN_BYTES_MAX].hex()
         report.failure = f"{''.join(traceback.format_exception(error))}last input {shown}"
     report.seconds = round(time.monotonic() - began, 1)

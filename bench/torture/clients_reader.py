@@ -70,7 +70,7 @@ def read_sync(options: argparse.Namespace) -> None:
                 _write(shown(response))
         except grpc.RpcError as error:
             # What a stream raises is its call, too.
-            status: grpc.Call = error  # type: ignore[assignment]
+            status: grpc.Call = error  # type: ignore[assignment]  # as the stubs do not know
             _write(f"stream ended: {status.code().name} {status.details()}\n")
         else:
             _write("stream ended: OK\n")

@@ -186,7 +186,7 @@ class _Run:
             await _until(
                 lambda one=one, before=before: len(one.openings) > before,  # type: ignore[misc]  # bound here
                 _SESSION_SECONDS,
-                lambda one=one: f"master {one.master_id} opened no session",  # type: ignore[misc]
+                lambda one=one: f"master {one.master_id} opened no session",  # type: ignore[misc]  # bound here
             )
             kept = ends.get(one.master_id, 0)
             for opening in one.openings[before:]:
