@@ -64,6 +64,17 @@ async def test_what_is_gone_leads_to_the_snapshot() -> None:
     assert [event.as_of for event in app.events if isinstance(event, Resynced)] == [Position(1, 80)]
 
 
+async def test_a_server_that_cannot_serve_what_it_offers_is_not_asked_without_end() -> None:
+    app = App()
+    async with serving(out_of_range(50, None)) as server:
+        patient = {"reconnect_seconds_min": FOREVER, "reconnect_seconds_max": FOREVER}
+        given = settings(server, **patient, refused_seconds_max=FOREVER)
+        async with app.subscriber(given):
+            await until(lambda: len(app.ends()) == 2)
+            await asyncio.sleep(0.1)
+            assert len(server.requests) == 2
+
+
 async def test_what_is_gone_without_a_snapshot_is_told_and_the_rest_followed_degraded() -> None:
     app = App()
     async with serving(out_of_range(50, None), says(signals(51))) as server:

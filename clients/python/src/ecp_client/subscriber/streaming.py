@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from grpc import aio
@@ -58,6 +59,8 @@ class Streaming:
         self._heard_at = 0.0
         self._restart_reason = ""
         self._drain_wait_ms = 0
+        self._offers = 0
+        """Streams in a row that ended with OUT_OF_RANGE."""
         self._wake = asyncio.Event()
         self._full_sync = Backoff(settings.full_sync_seconds_min, settings.full_sync_seconds_max)
         self._full_sync_at = 0.0
@@ -81,7 +84,7 @@ class Streaming:
         while True:
             address = settings.addresses[self._turn % len(settings.addresses)]
             messages = self._processor.stats.messages
-            end = await self._stream(address)
+            end = self._not_for_ever(await self._stream(address))
             self._processor.stream_ended(self._processor.session.stream_ended(end.unavailable))
             if end.unavailable is not None:
                 # The server has just said what it has; what is wanted of it is asked for already.
@@ -91,6 +94,11 @@ class Streaming:
                 backoff.reset()
                 refused.reset()
             await self._pause(await self._delay(end, backoff, refused))
+
+    def _not_for_ever(self, end: StreamEnd) -> StreamEnd:
+        """Who offers another place is asked for it at once; who then cannot serve that one either is not."""
+        self._offers = 0 if end.unavailable is None else self._offers + 1
+        return end if self._offers <= 1 else replace(end, outlook=Outlook.RETRY)
 
     async def _delay(self, end: StreamEnd, backoff: Backoff, refused: Backoff) -> float:
         if self._restart_reason:
