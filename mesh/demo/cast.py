@@ -7,9 +7,6 @@ from enum import StrEnum
 
 from mesh.demo.strategies import STRATEGIES
 
-SUBSCRIBERS_MIN = 10
-SUBSCRIBERS_MAX = 500
-
 
 class Behaviour(StrEnum):
     """How a subscriber behaves."""
