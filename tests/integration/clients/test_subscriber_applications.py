@@ -278,7 +278,12 @@ async def test_a_plain_thread_can_ask_for_all_that_a_coroutine_can(tmp_path: Pat
                 assert polled(client) == [2]
                 assert client.copier(1).account.orders[5].state is HoldingState.CLOSED_BY_USER
                 client.resync(1)
+                client.wait_position(1, 3, WAIT_SECONDS)
                 assert polled(client) == [3]
+                with pytest.raises(TimeoutError):
+                    client.wait_position(1, 99, 0.01)
+                assert client.outcomes_waiting == 0
+                assert client.server_time_us() > 0
                 client.close()
 
         await asyncio.to_thread(follow)

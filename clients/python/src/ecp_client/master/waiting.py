@@ -11,6 +11,7 @@ from ecp_client.master.events import SequencesMoved, SignalRefused
 from ecp_client.master.outbox import Outbox
 
 REFUSED_REMEMBERED_MAX = 1_000
+CANCELLED_KEPT_MAX = 1_000
 
 
 class Waiters:
@@ -22,6 +23,7 @@ class Waiters:
         self._tie = itertools.count()
         self._refused: dict[int, SignalRefusedError] = {}
         self._moves: list[SequencesMoved] = []
+        self._cancelled = 0
         self._failure: ClientError | None = None
 
     async def wait(self, sequence: int, *, refused_is_fine: bool = False) -> None:
@@ -38,7 +40,11 @@ class Waiters:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             entry = (sequence, next(self._tie), future)
             heapq.heappush(self._heap, entry)
-            await future
+            try:
+                await future
+            except asyncio.CancelledError:
+                self._forget_cancelled()
+                raise
             sequence = self._now_called(sequence)
         refusal = self._refused.get(sequence)
         if refusal is not None and not refused_is_fine:
@@ -81,6 +87,14 @@ class Waiters:
     def close(self) -> None:
         """The client is closed."""
         self.fail(ClosedError("the master was closed before the acknowledgement"))
+
+    def _forget_cancelled(self) -> None:
+        """While nothing is acknowledged, those who gave up waiting must not pile up."""
+        self._cancelled += 1
+        if self._cancelled > max(CANCELLED_KEPT_MAX, len(self._heap) // 2):
+            self._heap = [entry for entry in self._heap if not entry[2].done()]
+            heapq.heapify(self._heap)
+            self._cancelled = 0
 
     def _now_called(self, sequence: int) -> int:
         for move in self._moves:

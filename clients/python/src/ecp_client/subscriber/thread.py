@@ -106,6 +106,11 @@ class SubscriberThread:
         return self._subscriber.stats
 
     @property
+    def outcomes_waiting(self) -> int:
+        """As Subscriber.outcomes_waiting."""
+        return self._subscriber.outcomes_waiting
+
+    @property
     def master_ids(self) -> list[int]:
         """As Subscriber.master_ids."""
         return self._subscriber.master_ids
@@ -121,6 +126,15 @@ class SubscriberThread:
     def state(self, master_id: int) -> SyncState:
         """As Subscriber.state."""
         return self._subscriber.state(master_id)
+
+    def wait_position(self, master_id: int, sequence: int, timeout_seconds: float) -> None:
+        """As Subscriber.wait_position; what it waits for may still wait to be polled."""
+        waiting = self._subscriber.wait_position(master_id, sequence, timeout_seconds)
+        self._loop.call(waiting, timeout_seconds=timeout_seconds + ANSWER_SECONDS_MAX)
+
+    def server_time_us(self) -> int:
+        """As Subscriber.server_time_us."""
+        return self._subscriber.server_time_us()
 
     def set_license_token(self, token: str) -> None:
         """As Subscriber.set_license_token."""
