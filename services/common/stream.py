@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -176,6 +177,7 @@ def translating() -> Iterator[None]:
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (redis.exceptions.AuthenticationError, "REDIS_REFUSED"),
     (redis.exceptions.AuthorizationError, "REDIS_REFUSED"),
+    (redis.exceptions.NoPermissionError, "REDIS_REFUSED"),
     (redis.exceptions.BusyLoadingError, "REDIS_LOADING"),
     (redis.exceptions.OutOfMemoryError, "REDIS_OUT_OF_MEMORY"),
     (redis.exceptions.ReadOnlyError, "REDIS_READ_ONLY"),
@@ -200,6 +202,8 @@ _PREFIXES: Final = {
     "UNBLOCKED": "REDIS_FAILING_OVER",
     "BUSY": "REDIS_TIMEOUT",
 }
+# As it was answered, or with what redis-py writes before an answer within a pipeline.
+_PREFIX: Final = re.compile(r"(?:Command # .* of pipeline caused error: (?:\(['\"])?)?([A-Z]+)\b", re.DOTALL)
 
 _CLOSED: Final = "handler is closed"
 
@@ -216,9 +220,9 @@ def classify(error: BaseException) -> ServiceError | None:
         if isinstance(error, error_class):
             return _unavailable(reason)
     if isinstance(error, redis.exceptions.ResponseError):
-        prefix = str(error).partition(" ")[0]
-        if prefix in _PREFIXES:
-            return _unavailable(_PREFIXES[prefix])
+        prefix = _PREFIX.match(str(error))
+        if prefix is not None and prefix[1] in _PREFIXES:
+            return _unavailable(_PREFIXES[prefix[1]])
     return None
 
 

@@ -140,6 +140,7 @@ async def test_waiting_longer_than_the_time_out_is_cut_to_fit_it(redis_url: str)
         ("UNBLOCKED force unblock from blocking operation", "REDIS_FAILING_OVER"),
         ("BUSY Redis is busy running a script.", "REDIS_TIMEOUT"),
         ("NOAUTH Authentication required.", "REDIS_REFUSED"),
+        ("NOPERM User default has no permissions to run this command", "REDIS_REFUSED"),
     ],
 )
 async def test_answers_that_mean_not_now_are_unavailable(answer: str, reason: str) -> None:
@@ -155,3 +156,16 @@ async def test_answers_that_mean_not_now_are_unavailable(answer: str, reason: st
             with pytest.raises(errors.UnavailableError) as caught, stream.translating():
                 await client.ping()
     assert caught.value.reason == reason
+
+
+async def test_a_refusal_within_a_pipeline_is_unavailable_too(redis_url: str) -> None:
+    async with stream.connect(redis_url) as client:
+        await client.config_set("min-replicas-to-write", 1)
+        try:
+            pipeline = client.pipeline(transaction=True)
+            pipeline.xadd(NAME, {stream.FIELD: b"1"})
+            with pytest.raises(errors.UnavailableError) as caught, stream.translating():
+                await pipeline.execute()
+        finally:
+            await client.config_set("min-replicas-to-write", 0)
+    assert caught.value.reason == "REDIS_FAILING_OVER"

@@ -176,6 +176,31 @@ async def test_while_redis_is_down_calls_go_on_and_events_and_signals_wait(
         assert len(positions(await ledger.read(7))) == 6
 
 
+@pytest.mark.parametrize("refusal", ["NOREPLICAS", "NOPERM"])
+async def test_while_redis_refuses_writes_calls_go_on_and_events_wait(
+    fresh_database: str, own_redis: RedisServer, refusal: str
+) -> None:
+    async with (
+        stream.connect(own_redis.url) as client,
+        ledger_running(ledger_settings(fresh_database, own_redis.url)) as ledger,
+    ):
+        user = await ledger.user()
+        if refusal == "NOREPLICAS":
+            await client.config_set("min-replicas-to-write", 1)
+        else:
+            await client.execute_command("ACL", "SETUSER", "default", "-xadd")
+        changed = await revoked(ledger, user)
+
+        async def noticed() -> bool:
+            return not (await checks(ledger))["events"]
+
+        await eventually(noticed)
+        await ledger.user()
+        await client.config_set("min-replicas-to-write", 0)
+        await client.execute_command("ACL", "SETUSER", "default", "+xadd")
+        assert [event.license_changed.license_id for event in await told(own_redis.url, 1)] == [changed]
+
+
 async def test_while_the_database_is_down_calls_are_unavailable_and_signals_wait(
     own_postgres: PostgresServer, redis_url: str, redis: stream.Redis
 ) -> None:
