@@ -13,6 +13,7 @@ import pytest
 import redis.exceptions
 import trustme
 
+from mesh.embedded import redis as running_redis
 from services.common import errors, stream, tail
 from services.common.consumer_group import ConsumerGroup
 from services.common.stream import BEGINNING, Redis
@@ -158,14 +159,11 @@ async def test_answers_that_mean_not_now_are_unavailable(answer: str, reason: st
     assert caught.value.reason == reason
 
 
-async def test_a_refusal_within_a_pipeline_is_unavailable_too(redis_url: str) -> None:
-    async with stream.connect(redis_url) as client:
+async def test_a_refusal_within_a_pipeline_is_unavailable_too() -> None:
+    async with running_redis(appendfsync="no") as server, stream.connect(server.url) as client:
         await client.config_set("min-replicas-to-write", 1)
-        try:
-            pipeline = client.pipeline(transaction=True)
-            pipeline.xadd(NAME, {stream.FIELD: b"1"})
-            with pytest.raises(errors.UnavailableError) as caught, stream.translating():
-                await pipeline.execute()
-        finally:
-            await client.config_set("min-replicas-to-write", 0)
+        pipeline = client.pipeline(transaction=True)
+        pipeline.xadd(NAME, {stream.FIELD: b"1"})
+        with pytest.raises(errors.UnavailableError) as caught, stream.translating():
+            await pipeline.execute()
     assert caught.value.reason == "REDIS_FAILING_OVER"
