@@ -79,6 +79,8 @@ class TestReports:
                 client.report(first, executed=True, price_e8=5)
                 client.report(second, executed=False, reason=Reason.MARGIN)
                 await until(lambda: len(server.outcomes) == 2)
+                # What is under way when the client closes is sent again.
+                await until(lambda: client.outcomes_waiting == 0)
                 assert [one.position_id for one in client.copier(1).account.held()] == [1]
             assert [one.price_e8 for one in server.outcomes] == [5, 0]
             assert server.outcomes[1].reason == risk_pb.PROTECTION_REASON_MARGIN
