@@ -54,6 +54,9 @@ class World:
 
     def log_in(self) -> None:
         archived = max(self.archive, default=(0, 0))
+        if self.acknowledged == archived == (0, 0) and not self.client.hexists(KEYS[1], str(MASTER)):
+            # Nobody remembers anything: numbers begin again, and docs/log.md says not to restore a copy from before.
+            self.copy = None, {}
         value, _, _ = self.client.fcall(
             "ecp_ingest_v2_open",
             3,
