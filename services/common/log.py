@@ -27,7 +27,6 @@ from services.common.errors import UnavailableError
 from services.common.settings import ServiceSettings
 from services.common.stream import Redis
 
-NO_DIGEST: Final = "-"
 LOG_ID: Final = b"log_id"
 SHARDS: Final = b"shards"
 SHARDS_DIFFER: Final = "LOG_SHARDS_DIFFER"
@@ -131,15 +130,6 @@ async def read_snapshot(client: Redis, master_id: int, *, shard: int = 0) -> sna
     with stream.translating():
         value = await cast(Any, client.hget(stream.snapshots_name(shard), str(master_id)))
     return None if value is None else snapshot_pb2.Snapshot.FromString(value)
-
-
-async def read_log_id(client: Redis, *, shard: int = 0) -> str | None:
-    """The name of this life of the log: another one, or None, means that everything before is lost.
-
-    Raises:
-        UnavailableError: Redis does not answer.
-    """
-    return (await read_meta(client, shard=shard)).log_id
 
 
 @dataclass(frozen=True, slots=True)

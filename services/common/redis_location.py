@@ -280,7 +280,3 @@ class LocatedSslConnection(LocatedConnection, SSLConnection):
 def is_primary(role: object) -> bool:
     """Whether the answer to ROLE is a primary's."""
     return isinstance(role, list) and bool(role) and role[0] in (b"master", b"primary")
-
-
-WRONG_SERVER: Final = ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "MASTERDOWN", "NOREPLICAS")
-"""How answers begin that say: not (or not now) at this server."""

@@ -120,7 +120,6 @@ class Intake:
             data = self._encoder.signals(first, last, varint(now_us), body)
             self._take(Run(first, last, data, batch.signals[taken - 1], now_seconds))
             self._signals_under_way += taken
-            self._outbox.taken += taken
         if refusal is not None:
             self._reject(refusal.code, refusal.message, self.expected, refusal.field, refusal.retry_after_ms)
 

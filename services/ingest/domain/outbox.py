@@ -34,15 +34,13 @@ RETRYABLE: Final = frozenset({
 class Outbox:
     """Frames, commands and counts of one session, in order. `closing` is set by what must be the last frame."""
 
-    __slots__ = ("closing", "commands", "duplicates", "frames", "rejects", "taken")
+    __slots__ = ("closing", "commands", "duplicates", "frames", "rejects")
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         """Serialized ServerFrames."""
         self.commands: list[Command] = []
         self.rejects: list[pb.RejectCode.ValueType] = []
-        self.taken = 0
-        """Signals taken since the driver last looked."""
         self.duplicates = 0
         """Signals acknowledged again since the driver last looked."""
         self.closing = False
