@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -31,7 +31,6 @@ _log = logging.getLogger(__name__)
 # A text, because the class is generic only in its stubs.
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
-T = TypeVar("T")
 
 # Of every session. Days are of 24 hours and begin at 00:00 UTC, wherever the server stands. And PostgreSQL gives up on
 # a process that hangs in a transaction, or whose host is gone without a word, and on the locks that it holds.
@@ -254,15 +253,6 @@ async def _close(raw: asyncpg.Pool[asyncpg.Record]) -> None:
         raw.terminate()
 
 
-@asynccontextmanager
-async def transaction(
-    pool: Pool, *, isolation: Isolation | None = None, readonly: bool = False
-) -> AsyncIterator[Connection]:
-    """The same as `pool.transaction`."""
-    async with pool.transaction(isolation=isolation, readonly=readonly) as connection:
-        yield connection
-
-
 @contextmanager
 def translating() -> Iterator[None]:
     """Turns what asyncpg and the network raise inside into service errors; also usable as a decorator's body.
@@ -344,6 +334,8 @@ def _from_state(error: asyncpg.PostgresError) -> ServiceError | None:
     if state == "22023" and 'role "' in str(error):
         # The role that the pool acts as is made by the migrations.
         return _unavailable("DATABASE_NOT_MIGRATED", "the database is not migrated yet", error)
+    if state == "42501" and "set role" in str(error):
+        return _unavailable("DATABASE_REFUSED", "the database's login may not act as DATABASE_ROLE", error)
     reason = _STATE_UNAVAILABLE.get(state) or _CLASS_UNAVAILABLE.get(state[:2])
     return (
         None
@@ -372,22 +364,3 @@ def _constraint(error: asyncpg.IntegrityConstraintViolationError) -> ServiceErro
 def _unavailable(reason: str, message: str, error: BaseException) -> UnavailableError:
     _log.debug("%s: %s: %s", reason, type(error).__name__, error)
     return UnavailableError(message, reason=reason, retry_after_seconds=_RETRY_AFTER_SECONDS)
-
-
-async def retrying(
-    operation: Callable[[], Awaitable[T]], *, attempts_max: int = 5, backoff: Backoff | None = None
-) -> T:
-    """Runs a whole transaction again while concurrent changes abort it, `attempts_max` times in all.
-
-    `operation` must begin its own transaction and keep no state from a failed attempt.
-
-    Raises:
-        AbortedError: the last attempt was aborted too.
-    """
-    backoff = backoff or Backoff(initial_seconds=0.01, cap_seconds=0.5)
-    for _ in range(attempts_max - 1):
-        try:
-            return await operation()
-        except AbortedError:
-            await asyncio.sleep(backoff.next_delay())
-    return await operation()

@@ -10,9 +10,16 @@ import pytest
 from execution.risk.v1 import risk_service_pb2 as risk_pb
 from mesh.embedded import postgres
 from services.common import migrations, stream
+from services.common.errors import UnavailableError
 from services.ledger import app as ledger_app
 from services.risk import app as risk_app
-from tests.integration.ledger.ledger_service import append, ledger_running, ledger_settings, superuser
+from tests.integration.ledger.ledger_service import (
+    append,
+    ledger_running,
+    ledger_settings,
+    refused,
+    superuser,
+)
 from tests.integration.ledger.log_entries import run
 from tests.integration.risk.risk_service import outcome, risk_running, risk_settings
 from tests.integration.risk.stand_in_ledger import standing_in
@@ -55,6 +62,17 @@ async def test_both_work_under_logins_that_may_do_no_more_than_their_roles(
         await risk.until_first_check()
         assert (await risk.report(peer.add_user().token, outcome(1))).stored == 1
         await risk.call("RunCheck", risk_pb.RunCheckRequest())
+
+
+async def test_a_login_that_may_not_act_as_the_role_is_told_so(deployed: str, redis_url: str) -> None:
+    async with superuser(as_login(deployed, OWNER)) as connection:
+        await connection.execute("create role outsider login")
+    async with ledger_running(ledger_settings(as_login(deployed, "outsider"), redis_url)) as ledger:
+        error = await refused(ledger.user())
+        assert (type(error), error.reason) == (UnavailableError, "DATABASE_REFUSED")
+        async with superuser(as_login(deployed, OWNER)) as connection:
+            await connection.execute("grant ledger_service to outsider")
+        assert (await ledger.user()).user_id
 
 
 FORBIDDEN = [
