@@ -12,7 +12,6 @@ from prometheus_client import REGISTRY
 
 from mesh.embedded import postgres
 from services.common import errors, pg
-from services.common.backoff import Backoff
 
 TABLES = """
 create table users (
@@ -44,7 +43,7 @@ async def test_statements_and_transactions(pool: pg.Pool) -> None:
 
 
 async def insert_and_fail(pool: pg.Pool) -> None:
-    async with pg.transaction(pool) as connection:
+    async with pool.transaction() as connection:
         await connection.execute("insert into users values (3, 'c', 5, 1)")
         raise KeyError("after the insert")
 
@@ -108,13 +107,10 @@ async def test_our_own_mistakes_pass_through(
     assert pg.classify(caught.value) is None
 
 
-async def test_serialization_failures_abort_and_retrying_gets_through(pool: pg.Pool) -> None:
+async def test_a_serialization_failure_aborts_one_of_both(pool: pg.Pool) -> None:
     await pool.execute("insert into users values (1, 'a', 1, null)")
-    attempts = 0
 
     async def grow() -> None:
-        nonlocal attempts
-        attempts += 1
         async with pool.transaction(isolation="serializable") as connection:
             age = await connection.fetchval("select age from users where id = 1")
             await asyncio.sleep(0.02)
@@ -122,25 +118,7 @@ async def test_serialization_failures_abort_and_retrying_gets_through(pool: pg.P
 
     results = await asyncio.gather(grow(), grow(), return_exceptions=True)
     assert [type(result) for result in results if result is not None] == [errors.AbortedError]
-    await pool.execute("update users set age = 1")
-    attempts = 0
-    backoff = Backoff(initial_seconds=0.01, cap_seconds=0.1)
-    await asyncio.gather(*(pg.retrying(grow, attempts_max=20, backoff=backoff) for _ in range(4)))
-    assert await pool.fetchval("select age from users") == 5
-    assert attempts > 4
-
-
-async def test_retrying_has_an_end(pool: pg.Pool) -> None:
-    attempts = 0
-
-    async def aborted() -> None:
-        nonlocal attempts
-        attempts += 1
-        raise errors.AbortedError("again")
-
-    with pytest.raises(errors.AbortedError):
-        await pg.retrying(aborted, attempts_max=3)
-    assert attempts == 3
+    assert await pool.fetchval("select age from users") == 2
 
 
 async def test_deadlocks_and_locks_abort(pool: pg.Pool) -> None:
