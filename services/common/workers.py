@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -31,6 +32,8 @@ _NOTIFICATION_BYTES_MAX: Final = 4_096
 # What a worker takes at most beyond its grace before it ends by itself, and some more.
 _END_MARGIN_SECONDS: Final = 15.0
 _FORCED_SECONDS: Final = 5.0
+# A socket's path has at most 103 bytes (on macOS), and what comes behind this one about 40.
+_FOLDER_BYTES_MAX: Final = 60
 
 
 class WorkersFailedError(RuntimeError):
@@ -282,15 +285,25 @@ def _environment(settings: WorkerSettings, folder: Path, addresses: Mapping[str,
 def _folder(service_name: str) -> Iterator[Path]:
     """A folder for the workers' sockets that nobody else can look into."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f"ecp-{service_name}-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(
+            prefix=f"ecp-{service_name}-", dir=_short_folder(), ignore_cleanup_errors=True
+        )
     except OSError as error:
         raise ConfigurationError(
             f"no folder for the workers' sockets: {error.strerror}",
             where="TMPDIR",
-            do="name one that is writable",
+            do=f"name one that is writable, with a path of at most {_FOLDER_BYTES_MAX} bytes",
         ) from error
     with folder as name:
         yield Path(name)
+
+
+def _short_folder() -> str:
+    """TMPDIR, or else a usual place for temporary files, in which a socket's path can be."""
+    for candidate in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if len(os.fsencode(candidate)) <= _FOLDER_BYTES_MAX and os.access(candidate, os.W_OK):
+            return candidate
+    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 @contextmanager

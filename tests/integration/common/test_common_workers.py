@@ -37,6 +37,17 @@ async def test_the_number_of_workers_may_come_from_the_environment(tmp_path: Pat
         assert nodes <= {"parent", "worker-1", "worker-2"}
 
 
+async def test_a_temporary_folder_too_deep_for_sockets_is_passed_over(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    async with started(tmp_path, "--workers", "2", TMPDIR=str(deep)) as parent:
+        await parent.ready()
+        assert list(deep.iterdir()) == []
+        parent.process.send_signal(signal.SIGTERM)
+        assert (await parent.finish())[0] == 0
+    assert not parent.folder.exists()
+
+
 async def test_a_dead_worker_is_started_again_while_the_others_serve(tmp_path: Path) -> None:
     async with started(tmp_path, "--workers=2") as parent:
         await parent.ready()
