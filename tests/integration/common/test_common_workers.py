@@ -153,12 +153,12 @@ async def test_a_signal_to_workers_and_parent_alike_is_one_request(tmp_path: Pat
         assert await parent.finish() == (0, "")
 
 
-async def test_systemd_hears_that_all_are_ready_and_alive(tmp_path: Path) -> None:
+async def test_systemd_hears_that_all_are_ready_and_alive(tmp_path: Path, data_folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
+        systemd.bind(str(data_folder / "notify"))
         systemd.setblocking(False)
         loop = asyncio.get_running_loop()
-        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        environment = {"NOTIFY_SOCKET": str(data_folder / "notify"), "WATCHDOG_USEC": "400000"}
         async with (
             started(tmp_path, "--workers", "2", **environment) as parent,
             asyncio.timeout(WAIT_SECONDS),
