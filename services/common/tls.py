@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from services.common.settings import ServiceSettings
 _log = logging.getLogger(__name__)
 
 PEM_BYTES_MAX = 1_048_576
+# Or OpenSSL would ask for a passphrase at the terminal, and the service stand still.
+_NO_PASSPHRASE = ""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
@@ -56,6 +59,24 @@ def client_files(settings: ServiceSettings) -> ClientFiles | None:
     if settings.tls_ca_file is None:
         return None
     return ClientFiles(settings.tls_ca_file, settings.tls_certificate_file, settings.tls_key_file)
+
+
+def load_certificate(context: ssl.SSLContext, files: ServerFiles) -> None:
+    """Has the context show the server's certificate.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or they cannot be used together.
+    """
+    for path in (files.certificate, files.key):
+        read_pem(path)
+    try:
+        context.load_cert_chain(files.certificate, files.key, _NO_PASSPHRASE)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(
+            f"cannot use {files.certificate} with {files.key}: they do not fit, or the key has a passphrase",
+            where="TLS_CERTIFICATE_FILE",
+            do="check the TLS_..._FILE settings",
+        ) from error
 
 
 def server_credentials(files: ServerFiles) -> grpc.ServerCredentials:

@@ -16,8 +16,6 @@ from services.ingest.settings import IngestSettings
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
-# Or OpenSSL would ask for a passphrase at the terminal, and the service stand still.
-_NO_PASSPHRASE: Final = ""
 
 
 class Certificates:
@@ -55,20 +53,11 @@ class Certificates:
 
     def _load(self) -> ssl.SSLContext:
         files = self._files
-        for path in (files.certificate, files.key):
-            tls.read_pem(path)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # A client of TLS 1.2 could make us do handshake after handshake.
         context.options |= ssl.OP_NO_RENEGOTIATION
-        try:
-            context.load_cert_chain(files.certificate, files.key, _NO_PASSPHRASE)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigurationError(
-                f"cannot use {files.certificate} with {files.key}: they do not fit, or the key has a passphrase",
-                where="TLS_CERTIFICATE_FILE",
-                do="check the TLS_..._FILE settings",
-            ) from error
+        tls.load_certificate(context, files)
         if files.client_ca is not None:
             self._require_certificates(context, files.client_ca)
         return context

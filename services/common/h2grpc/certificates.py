@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import ssl
-from pathlib import Path
 from typing import Final
 
 from services.common.errors import ConfigurationError
-from services.common.tls import ServerFiles, read_pem
+from services.common.tls import ServerFiles, load_certificate, read_pem
 
 _log = logging.getLogger(__name__)
 
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-
-Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class Certificates:
@@ -22,7 +19,7 @@ class Certificates:
 
     def __init__(self, files: ServerFiles) -> None:
         self._files = files
-        self._stamp = self._stamp_of_files()
+        self._stamp = self._files.stamp()
         self._current = self._read()
         self.context = self._read()
         """For the listener."""
@@ -34,7 +31,7 @@ class Certificates:
         handshake.context = self._current
 
     def _look(self) -> None:
-        stamp = self._stamp_of_files()
+        stamp = self._files.stamp()
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -52,30 +49,16 @@ class Certificates:
         context.set_ciphers(_CIPHERS)
         context.set_alpn_protocols(["h2"])
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-        for path in (files.certificate, files.key, files.client_ca):
-            if path is not None:
-                read_pem(path)
-        try:
-            context.load_cert_chain(files.certificate, files.key)
-            if files.client_ca is not None:
-                context.verify_mode = ssl.CERT_REQUIRED
+        load_certificate(context, files)
+        if files.client_ca is not None:
+            read_pem(files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
                 context.load_verify_locations(files.client_ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(
-                f"cannot be used for TLS: {error.strerror or error}",
-                where=f"{files.certificate}, {files.key}",
-                do="check the TLS_..._FILE settings",
-            ) from error
+            except OSError as error:  # ssl.SSLError is one
+                raise ConfigurationError(
+                    f"cannot use {files.client_ca}: {error.strerror or 'not a CA certificate'}",
+                    where="TLS_CLIENT_CA_FILE",
+                    do="give a PEM file with the CA that signs the clients' certificates",
+                ) from error
         return context
-
-    def _stamp_of_files(self) -> Stamp:
-        paths = (self._files.certificate, self._files.key, self._files.client_ca)
-        return tuple(None if path is None else _stamp(path) for path in paths)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_ino, state.st_mtime_ns, state.st_size
