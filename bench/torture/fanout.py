@@ -25,6 +25,7 @@ from bench.licenses import licensing
 from bench.torture.followers import Outcome, Plan, Status
 from mesh.embedded import redis
 from mesh.errors import MeshError
+from mesh.open_files import require_open_files
 from mesh.ports import LOOPBACK, PortBlock, port_block
 from mesh.supervisor import ServiceSpec, Supervised
 
@@ -34,6 +35,7 @@ _POLL_SECONDS: Final = 0.1
 _PAUSE_SECONDS_MAX: Final = 1.0
 _ANSWER_SECONDS_MAX: Final = 90.0
 _PROBLEMS_SHOWN: Final = 20
+_SPARE_FILES: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +235,13 @@ async def torture(options: FanoutTortureOptions, tell: Callable[[str], None]) ->
     """Runs it whole and judges. `tell` gets a line for each restart and kill.
 
     Raises:
+        ConfigurationError: the system does not allow as many connections.
         MeshError: something did not start, or nothing goes on.
     """
     report = FanoutTortureReport(asdict(options))
     started = time.monotonic()
+    # The swarm has a connection for each and, in a restart, one to each of two processes.
+    require_open_files(2 * options.subscribers + _SPARE_FILES, what=f"{options.subscribers:,} subscribers")
     async with AsyncExitStack() as stack:
         ledger_port = await stack.enter_async_context(licensing())
         server = await stack.enter_async_context(redis())
