@@ -21,7 +21,7 @@ from services.fanout.domain.stream import ProgressCache, StreamLimits, state_of
 
 _log = logging.getLogger(__name__)
 
-# With ten thousand streams one tick takes two milliseconds.
+# The more, the shorter signals wait for a tick among thousands of streams.
 _TICKS_PER_PROGRESS = 64
 # A few streams need not be spread over as long a time as thousands.
 _DRAIN_SECONDS_EACH = 0.01
