@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _LOGIN: Final = "login"
 _LOG: Final = "log"
+_SNAPSHOT_REQUEST_SECONDS_MIN: Final = 1.0
 
 
 class Port(Protocol):
@@ -104,7 +105,8 @@ class Peer:
         self.session = Session(door.limits, os.urandom(CHALLENGE_BYTES), time.monotonic())
         self.connected_at_us = now_us()
         self.rejected = 0
-        self.snapshot_requested_at = float("-inf")
+        self._snapshot_requested_at = float("-inf")
+        self._snapshot_request: asyncio.TimerHandle | None = None
         self._authorise: Authorise | None = None
         self._lane: Lane | None = None
         self._changes = 0
@@ -226,7 +228,25 @@ class Peer:
             self._count()
             self.send()
 
+    def request_snapshot(self, reason: str) -> None:
+        """Asks the master for a snapshot: now or, if it was asked within the last second, once when that is over."""
+        if self._snapshot_request is not None:
+            return
+        wait_seconds = self._snapshot_requested_at + _SNAPSHOT_REQUEST_SECONDS_MIN - time.monotonic()
+        if wait_seconds > 0:
+            # What came back to the last request may be older than what this one was asked for.
+            loop = asyncio.get_running_loop()
+            self._snapshot_request = loop.call_later(wait_seconds, self._request_snapshot, reason)
+        else:
+            self._request_snapshot(reason)
+
     # Inside
+
+    def _request_snapshot(self, reason: str) -> None:
+        self._snapshot_request = None
+        self._snapshot_requested_at = time.monotonic()
+        self.session.request_snapshot(reason)
+        self.send()
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -335,6 +355,8 @@ class Peer:
         if self._is_over:
             return
         self._is_over = True
+        if self._snapshot_request is not None:
+            self._snapshot_request.cancel()
         if self._lane is not None:
             self.door.publisher.leave(self._lane)
             self.door.sessions.leave(self.master_id, self)

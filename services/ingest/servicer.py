@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
@@ -20,7 +19,6 @@ from services.ingest.publish import publish
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
 REASON_BYTES_MAX: Final = 128
-_MERGE_SECONDS: Final = 1.0
 
 
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
@@ -72,11 +70,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             raise FailedPreconditionError(
                 f"master {request.master_id} is not connected to this process", reason="NOT_CONNECTED"
             )
-        now_seconds = time.monotonic()
-        if now_seconds - peer.snapshot_requested_at >= _MERGE_SECONDS:
-            peer.snapshot_requested_at = now_seconds
-            peer.session.request_snapshot(request.reason)
-            peer.send()
+        peer.request_snapshot(request.reason)
         return pb.RequestSnapshotResponse()
 
     async def ListSessions(

@@ -118,7 +118,8 @@ class IngestServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RequestSnapshot(self, request, context):
-        """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
+        """RequestSnapshot asks a connected master for a new snapshot and returns at once; repeats within a second become one
+        more, when the second is over.
         Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -56,7 +56,8 @@ class IngestServiceStub:
     Errors: INVALID_ARGUMENT (no master), NOT_FOUND (none was ever stored).
     """
     RequestSnapshot: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.RequestSnapshotRequest, _ingest_service_pb2.RequestSnapshotResponse]
-    """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
+    """RequestSnapshot asks a connected master for a new snapshot and returns at once; repeats within a second become one
+    more, when the second is over.
     Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListSessionsRequest, _ingest_service_pb2.ListSessionsResponse]
@@ -96,7 +97,8 @@ class IngestServiceAsyncStub(IngestServiceStub):
     Errors: INVALID_ARGUMENT (no master), NOT_FOUND (none was ever stored).
     """
     RequestSnapshot: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.RequestSnapshotRequest, _ingest_service_pb2.RequestSnapshotResponse]  # type: ignore[assignment]
-    """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
+    """RequestSnapshot asks a connected master for a new snapshot and returns at once; repeats within a second become one
+    more, when the second is over.
     Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListSessionsRequest, _ingest_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
@@ -163,7 +165,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.RequestSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.RequestSnapshotResponse, _abc.Awaitable[_ingest_service_pb2.RequestSnapshotResponse]]:
-        """RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
+        """RequestSnapshot asks a connected master for a new snapshot and returns at once; repeats within a second become one
+        more, when the second is over.
         Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
 

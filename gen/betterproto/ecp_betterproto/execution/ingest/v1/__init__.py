@@ -1353,7 +1353,8 @@ class IngestServiceStub:
 
     def request_snapshot(self, message: "RequestSnapshotRequest") -> "RequestSnapshotResponse":
         """
-        RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
+        RequestSnapshot asks a connected master for a new snapshot and returns at once; repeats within a second become one
+        more, when the second is over.
         Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
 
@@ -1497,7 +1498,8 @@ class IngestServiceAsyncStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "RequestSnapshotResponse":
         """
-        RequestSnapshot asks a connected master for a new snapshot and returns at once; a repeat within a second is merged.
+        RequestSnapshot asks a connected master for a new snapshot and returns at once; repeats within a second become one
+        more, when the second is over.
         Errors: INVALID_ARGUMENT (no master), FAILED_PRECONDITION (the master is not connected here).
         """
 
