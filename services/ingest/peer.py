@@ -96,12 +96,34 @@ class Door:
         await self.authoriser.close()
 
 
+class _Nobody:
+    """The port of a client that is gone."""
+
+    def __init__(self, peer_address: str) -> None:
+        self.peer_address = peer_address
+
+    def write(self, payloads: list[bytes]) -> None:
+        """There is nobody to read it."""
+
+    def close(self) -> None:
+        """It is closed."""
+
+    def pause(self, reason: str) -> None:
+        """Nothing comes."""
+
+    def resume(self, reason: str) -> None:
+        """Nothing comes."""
+
+    def opened(self) -> None:
+        """It has no place any more."""
+
+
 class Peer:
     """One client and its session."""
 
     def __init__(self, door: Door, port: Port) -> None:
         self.door = door
-        self.port = port
+        self.port: Port = port
         self.session = Session(door.limits, os.urandom(CHALLENGE_BYTES), time.monotonic())
         self.connected_at_us = now_us()
         self.rejected = 0
@@ -152,6 +174,8 @@ class Peer:
     def disconnected(self) -> None:
         """The connection is gone. What was taken still goes into the log."""
         self._end()
+        # It and this hold one another: in a circle they would wait, with their buffers, for the garbage collector.
+        self.port = _Nobody(self.port.peer_address)
 
     # From the log
 
@@ -170,6 +194,7 @@ class Peer:
             self.door.publisher.discard(self._lane)
         self._count()
         self.send()
+        self._let_lane_go()
 
     def log_failed(self) -> None:
         """The log is away; see publisher.Owner."""
@@ -361,5 +386,11 @@ class Peer:
             self.door.publisher.leave(self._lane)
             self.door.sessions.leave(self.master_id, self)
             _log.info("session ended", extra={"master.id": self.master_id})
+            self._let_lane_go()
         if self._is_counted:
             self.door.sessions.count(self.master_id, -1)
+
+    def _let_lane_go(self) -> None:
+        """Breaks the circle of lane and owner once nothing of an ended session is under way."""
+        if self._is_over and self._lane is not None and not self._lane.outstanding_bytes:
+            self._lane = None

@@ -55,7 +55,7 @@ def test_nothing_is_set_aside_before_or_behind_the_block() -> None:
 
 
 def test_circles_are_found_once_what_is_set_aside_has_doubled() -> None:
-    with LongLived(collections_per_count=1):
+    with LongLived(collections_per_count=1, share_of_time_max=1e-9):
         gc.collect()
         circle = Circle()
         alive = weakref.ref(circle)
@@ -68,6 +68,19 @@ def test_circles_are_found_once_what_is_set_aside_has_doubled() -> None:
         gc.collect()
         assert alive() is None
         assert gc.get_freeze_count() >= len(kept), "what is needed is set aside again"
+
+
+def test_circles_are_found_once_looking_costs_little_of_the_time() -> None:
+    """Here all of the time, so that every other collection looks through everything."""
+    with LongLived(share_of_time_max=1e9):
+        gc.collect()
+        circle = Circle()
+        alive = weakref.ref(circle)
+        gc.collect()
+        del circle
+        gc.collect()
+        assert alive() is None
+        assert gc.get_freeze_count() > 0
 
 
 def test_full_collections_come_before_much_is_new() -> None:
