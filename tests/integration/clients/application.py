@@ -43,7 +43,7 @@ def settings(server: ScriptedServer, **overrides: object) -> SubscriberSettings:
         "report_interval_seconds": 0.01,
         **overrides,
     }
-    return SubscriberSettings(**values)  # type: ignore[arg-type]  # the caller names settings
+    return SubscriberSettings(**values)
 
 
 class App:
@@ -62,4 +62,4 @@ class App:
         return [event.code for event in self.events if isinstance(event, StreamEnded)]
 
     def subscriber(self, given: SubscriberSettings, **more: object) -> Subscriber:
-        return Subscriber(given, on_batch=self.on_batch, on_event=self.events.append, **more)  # type: ignore[arg-type]
+        return Subscriber(given, on_batch=self.on_batch, on_event=self.events.append, **more)

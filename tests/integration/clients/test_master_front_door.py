@@ -60,7 +60,7 @@ def settings(port: int, folder: Path, **overrides: object) -> MasterSettings:
         "refused_seconds_max": 0.2,
         **overrides,
     }
-    return MasterSettings(**values)  # type: ignore[arg-type]  # the caller names settings
+    return MasterSettings(**values)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -234,7 +234,7 @@ async def test_snapshots_are_made_of_the_book_and_stored(ingest: Running, tmp_pa
 
 
 async def test_a_snapshot_function_that_fails_stops_nothing(ingest: Running, tmp_path: Path) -> None:
-    def broken():  # type: ignore[no-untyped-def]
+    def broken():
         raise ZeroDivisionError
 
     async with Master(settings(ingest.port, tmp_path), snapshot=broken) as master:

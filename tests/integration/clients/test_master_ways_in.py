@@ -31,7 +31,7 @@ def settings(addresses: list[str], folder: Path, **overrides: object) -> MasterS
         "refused_seconds_max": 0.2,
         **overrides,
     }
-    return MasterSettings(**values)  # type: ignore[arg-type]  # the caller names settings
+    return MasterSettings(**values)
 
 
 async def test_with_a_certificate_of_its_own(

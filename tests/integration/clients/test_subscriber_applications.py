@@ -192,7 +192,7 @@ class TestApplication:
             def full(_entries: bytes) -> None:
                 raise JournalError("the disk is full")
 
-            client._journal.append = full  # type: ignore[method-assign]  # as a full disk does
+            client._journal.append = full
             async with client:
                 with pytest.raises(JournalError):
                     await client.wait_position(1, 2, WAIT_SECONDS)

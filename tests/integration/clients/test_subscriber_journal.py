@@ -120,7 +120,7 @@ class Process:
         settings = SubscriberSettings(
             addresses=["127.0.0.1:1"],
             license_token="t",
-            masters={1: CopySettings(**copy)},  # type: ignore[arg-type]  # the caller names settings
+            masters={1: CopySettings(**copy)},
             start=start,
         )
         self.events: list[SubscriberEvent] = []
@@ -148,7 +148,7 @@ class Process:
         self.journal.close()
 
     @property
-    def following(self):  # type: ignore[no-untyped-def]  # what Processor.following returns
+    def following(self):
         return self.processor.following(1)
 
 

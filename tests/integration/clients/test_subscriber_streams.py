@@ -72,7 +72,7 @@ def subscriber(
         "full_sync_seconds_max": 0.2,
         **overrides,
     }
-    settings = SubscriberSettings(**values)  # type: ignore[arg-type]  # the caller names settings
+    settings = SubscriberSettings(**values)
     return Subscriber(
         settings,
         on_batch=seen.on_batch,

@@ -41,7 +41,7 @@ class World:
     async def fanout(self, **overrides: object) -> AsyncIterator[Fanout]:
         loaded = fanout_settings(
             self.redis_url,
-            self.ledger.running,  # type: ignore[arg-type]  # only its port counts
+            self.ledger.running,
             ingest_address=f"127.0.0.1:{self.ingest.grpc_port}",
             **overrides,
         )

@@ -188,7 +188,7 @@ class StandInLedger:
             subscription_id=subscription.subscription_id,
             user_id=user.user_id,
             master_id=subscription.master_id,
-            pause=subscription.pause,  # type: ignore[arg-type]  # a PauseScope
+            pause=subscription.pause,
             cancelled=subscription.cancelled,
             version=subscription.version,
             reason="a test",
@@ -229,7 +229,7 @@ class Licenses(license_service_pb2_grpc.LicenseServiceServicer):
             response.entitlements.add(
                 subscription_id=subscription.subscription_id,
                 master_id=subscription.master_id,
-                pause=subscription.pause,  # type: ignore[arg-type]  # a PauseScope
+                pause=subscription.pause,
                 version=subscription.version,
                 full_sync_due=subscription.full_sync_due,
             )

@@ -68,9 +68,9 @@ async def test_restarts_under_load_lose_and_double_nothing(
             for master in seen:
                 seen[master] += subscriber.of(master).sequences
                 assert subscriber.of(master).gaps == []
-            starts = [after(master, *subscriber.of(master).held) for master in seen]  # type: ignore[misc]
+            starts = [after(master, *subscriber.of(master).held) for master in seen]
             drained = {one.master_id: one.position.sequence for one in subscriber.drain.positions}
-            assert drained == {master: subscriber.of(master).held[1] for master in seen}  # type: ignore[index]
+            assert drained == {master: subscriber.of(master).held[1] for master in seen}
     for sequences in seen.values():
         assert sequences == list(range(1, len(sequences) + 1))
 

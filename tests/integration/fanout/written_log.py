@@ -31,7 +31,7 @@ def signal(
         "occurred_at_us": now_us(),
     }
     values.update(fields)
-    return signal_pb2.Signal(**values)  # type: ignore[arg-type]  # the caller names fields of a Signal
+    return signal_pb2.Signal(**values)
 
 
 def batch_run(
@@ -123,7 +123,7 @@ class WrittenLog:
         while len(positions) < count:
             epoch, last = self.heads.get(master_id, (1, 0))
             size = min(per_entry, count - len(positions))
-            made = [signal(last + 1 + index, **fields) for index in range(size)]  # type: ignore[arg-type]
+            made = [signal(last + 1 + index, **fields) for index in range(size)]
             await self.write(batch_run(master_id, last + 1, made, epoch=epoch))
             positions += [(epoch, last + 1 + index) for index in range(size)]
         return positions
@@ -151,7 +151,7 @@ class WrittenLog:
     async def epoch_start(self, master_id: int, resume: int, **fields: object) -> None:
         """Begins a new epoch behind `resume`."""
         previous = self.heads.get(master_id, (1, 0))
-        await self.write(epoch_run(master_id, previous[0] + 1, resume, previous, **fields))  # type: ignore[arg-type]
+        await self.write(epoch_run(master_id, previous[0] + 1, resume, previous, **fields))
 
     async def snapshot(self, master_id: int) -> snapshot_pb2.Snapshot:
         """Stores a snapshot as of the head and marks it in the log."""

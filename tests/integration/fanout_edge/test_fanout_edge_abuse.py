@@ -170,10 +170,7 @@ async def starve(
 ) -> float:
     """Bytes that each of so many bad readers costs the server."""
     async with AsyncExitStack() as stack:
-        attackers = [
-            await stack.enter_async_context(attacking(edge.port, **options))  # type: ignore[arg-type]
-            for _ in range(peers)
-        ]
+        attackers = [await stack.enter_async_context(attacking(edge.port, **options)) for _ in range(peers)]
         tracemalloc.start()
         for attacker in attackers:
             await open_one(attacker)

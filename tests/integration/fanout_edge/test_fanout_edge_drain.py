@@ -62,7 +62,7 @@ async def grpc_sync(edge: Edge) -> Read:
                 for response in stub.Subscribe(REQUEST, metadata=LICENSE):
                     events.append(str(response.WhichOneof("event")))  # noqa: PERF401  # it may fail on the way
             except grpc.RpcError as error:
-                return events, error.code().name  # type: ignore[attr-defined]  # it is a Call too
+                return events, error.code().name
         return events, "OK"
 
     return await asyncio.to_thread(read)

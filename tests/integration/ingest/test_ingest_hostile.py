@@ -25,7 +25,7 @@ class Recorded:
     def __init__(self, master: RawMaster) -> None:
         self._writer = master.writer
         self.data = b""
-        master.writer = self  # type: ignore[assignment]
+        master.writer = self
 
     def write(self, data: bytes) -> None:
         self.data += data
@@ -130,7 +130,7 @@ async def test_a_whole_session_byte_by_byte_is_a_session(ingest: Running, log_cl
             for index in range(len(data)):
                 write(data[index : index + 1])
 
-        master.send_bytes = one_by_one  # type: ignore[method-assign]
+        master.send_bytes = one_by_one
         await master.log_in()
         master.send_signals(1, 3)
         await master.acknowledged_up_to(3)

@@ -76,7 +76,7 @@ async def log_world(
             )
         )
         await until(lambda: ingest.publisher.is_ready)
-        loaded = fanout_settings(redis_url, ledger.running, **shared)  # type: ignore[arg-type]  # its port counts
+        loaded = fanout_settings(redis_url, ledger.running, **shared)
         fanout = await stack.enter_async_context(fanout_running(loaded))
         log = await stack.enter_async_context(signal_log.connect(loaded))
         yield LogWorld(ledger, ingest, fanout, who, token, log)

@@ -120,7 +120,7 @@ async def test_readers_of_another_number_of_shards_do_not_read(fresh_database: s
         await client.xadd(stream.log_name(), {stream.FIELD: b""})
         async with ledger_running(ledger_settings(fresh_database, redis_url)) as ledger:
             await not_archived(ledger, client)
-            loaded = fanout_settings(redis_url, ledger.running)  # type: ignore[arg-type]  # its port counts
+            loaded = fanout_settings(redis_url, ledger.running)
             async with fanout_running(loaded, ready=False) as fanout:
                 await asyncio.sleep(0.5)
                 health = health_pb2_grpc.HealthStub(fanout.channel)

@@ -81,7 +81,7 @@ async def test_what_the_valve_took_before_it_was_archived_is_told(
             return bool(status.positions) and status.positions[0].position.sequence >= master.acknowledged
 
         await eventually(archived_to_the_end)
-        loaded = fanout_settings(redis_url, world.ledger.running)  # type: ignore[arg-type]  # its port counts
+        loaded = fanout_settings(redis_url, world.ledger.running)
         async with (
             fanout_running(loaded) as fresh,
             fresh.subscribe(world.token, after(who.master_id, 0, 0)) as late,

@@ -22,7 +22,7 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); prin
 
 
 def python(code: str, **options: object) -> Child:
-    return spawn("python", [sys.executable, "-I", "-c", code], **options)  # type: ignore[arg-type]  # spawn's own
+    return spawn("python", [sys.executable, "-I", "-c", code], **options)
 
 
 async def test_what_it_says_goes_to_the_file(tmp_path: Path) -> None:

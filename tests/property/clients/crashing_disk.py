@@ -35,7 +35,7 @@ class CrashingDisk:
         def open_path(path: Path, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any) -> Any:
             if mode in ("rb", "r"):
                 return disk._open_path(path, mode, buffering, *rest, **more)
-            file = disk._open_path(path, mode, 0)  # type: ignore[call-overload]
+            file = disk._open_path(path, mode, 0)
             disk._files.append(file)
             return CrashingFile(disk, file)
 

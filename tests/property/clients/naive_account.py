@@ -58,7 +58,7 @@ class NaiveAccount:
     ) -> pb.Signal:
         self.positions[ticket] = (side, volume_e8, stop, 0)
         return signal(
-            kind, ticket, side=side, volume_lots_e8=volume_e8, price_e8=price_e8, stop_loss_e8=stop, **more  # type: ignore[arg-type]
+            kind, ticket, side=side, volume_lots_e8=volume_e8, price_e8=price_e8, stop_loss_e8=stop, **more
         )  # fmt: skip
 
     def _about_order(self, what: str, pick: int, price_e8: int) -> pb.Signal | None:

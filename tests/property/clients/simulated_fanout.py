@@ -140,7 +140,7 @@ class SimulatedFanout:
         gap = pb.Gap(
             master_id=MASTER,
             to=Position(first.epoch, record.position.sequence).to_pb(),
-            reason=reason,  # type: ignore[arg-type]  # a GapReason
+            reason=reason,
             resume_after=record.position.to_pb(),
         )
         getattr(gap, "from").CopyFrom(first.to_pb())

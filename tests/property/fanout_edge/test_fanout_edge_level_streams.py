@@ -149,7 +149,7 @@ steps = st.lists(
 
 
 @given(steps=steps)
-def test_level_streams_are_told_what_each_would_be_told_alone(steps: list[tuple]) -> None:  # type: ignore[type-arg]
+def test_level_streams_are_told_what_each_would_be_told_alone(steps: list[tuple]) -> None:
     async def play() -> None:
         world = World()
         world.join((1,), Pause.NONE)

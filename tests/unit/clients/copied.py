@@ -16,7 +16,7 @@ def take(copier: Copier, one: pb.Signal, now_us: int = NOW_US, *, degraded: bool
 
 
 def copier(**settings: object) -> Copier:
-    return Copier(CopySettings(**settings))  # type: ignore[arg-type]  # the caller names settings
+    return Copier(CopySettings(**settings))
 
 
 def outcome(decision: Decision) -> tuple[Action, Reason, int]:
@@ -33,7 +33,7 @@ def sync(client: Copier, *signals: pb.Signal, now_us: int = NOW_US, **more: obje
     book = Book()
     for sequence, one in enumerate(signals, 1):
         book.apply(one, sequence)
-    return reconcile(client, Book.from_snapshot(book.to_snapshot(1, 9, 0)), now_us, **more)  # type: ignore[arg-type]
+    return reconcile(client, Book.from_snapshot(book.to_snapshot(1, 9, 0)), now_us, **more)
 
 
 def steps(plan: Plan) -> list[tuple[Step, int]]:

@@ -32,7 +32,7 @@ def signal(number: int = 1, **fields: object) -> signal_pb2.Signal:
         "occurred_at_us": SERVER_TIME_US,
         **fields,
     }
-    return signal_pb2.Signal(**values)  # type: ignore[arg-type]  # the caller names fields of a Signal
+    return signal_pb2.Signal(**values)
 
 
 def payloads(first: int, count: int) -> list[bytes]:
@@ -84,7 +84,7 @@ class Peer:
     # What the server answers
 
     def send(self, **kinds: object) -> None:
-        frame = pb.ServerFrame(**kinds)  # type: ignore[arg-type]  # the caller names a frame
+        frame = pb.ServerFrame(**kinds)
         data = frame.SerializeToString()
         self.session.receive_data(len(data).to_bytes(4, "big") + data, self.now_us)
 
@@ -95,7 +95,7 @@ class Peer:
             "version": 1,
             **fields,
         }
-        self.send(challenge=pb.Challenge(**values))  # type: ignore[arg-type]  # the caller names fields
+        self.send(challenge=pb.Challenge(**values))
 
     def welcome(self, epoch: int = 1, sequence: int = 0, **fields: object) -> None:
         values: dict[str, object] = {
@@ -107,7 +107,7 @@ class Peer:
             "durability": 1,
             **fields,
         }
-        welcome = pb.Welcome(**values)  # type: ignore[arg-type]  # the caller names fields
+        welcome = pb.Welcome(**values)
         welcome.position.epoch, welcome.position.sequence = epoch, sequence
         self.send(welcome=welcome)
 

@@ -25,7 +25,7 @@ def signal(kind: pb.SignalKind.ValueType, position_id: int, **fields: object) ->
         "occurred_at_us": 1_000_000,
         **fields,
     }
-    return pb.Signal(**values)  # type: ignore[arg-type]  # the caller names fields of a Signal
+    return pb.Signal(**values)
 
 
 def sequenced(one: pb.Signal, sequence: int = 1, epoch: int = 1, master_id: int = 1) -> pb.SequencedSignal:

@@ -70,7 +70,7 @@ WRONG: list[tuple[str, dict[str, object]]] = [
 
 def one_signal(**fields: object) -> pb.Signal:
     values: dict[str, object] = {"kind": pb.SIGNAL_KIND_OPEN, "position_id": 7, **fields}
-    return signal(values.pop("kind"), values.pop("position_id"), **values)  # type: ignore[arg-type]
+    return signal(values.pop("kind"), values.pop("position_id"), **values)
 
 
 class TestChecks:
@@ -139,7 +139,7 @@ def master_settings(**fields: object) -> MasterSettings:
         "addresses": ["a:1"], "master_id": 1, "key_id": "k", "secret": b"s", "license_token": "t",
         "outbox_folder": Path("x"), **fields,
     }  # fmt: skip
-    return MasterSettings(**values)  # type: ignore[arg-type]  # the caller names settings
+    return MasterSettings(**values)
 
 
 class TestPacing:
@@ -222,7 +222,7 @@ class TestSettings:
     def test_bad_subscriber_settings(self, fields: dict[str, object]) -> None:
         values: dict[str, object] = {"addresses": ["a:1"], "license_token": "t", **fields}
         with pytest.raises(SettingsError):
-            SubscriberSettings(**values)  # type: ignore[arg-type]  # the caller names settings
+            SubscriberSettings(**values)
 
     def test_secrets_are_not_shown(self) -> None:
         shown = repr(master_settings(secret=b"hidden-key", license_token="hidden-token"))
@@ -320,7 +320,7 @@ class TestOutcomes:
     def test_only_what_opens_risk_is_reported(self) -> None:
         outcomes = Outcomes(10, Report.DECISIONS)
         for kind in range(1, 10):
-            outcomes.add_decision(sequenced(signal(kind, 1), kind), Decision(Action.COPY), 0, 0)  # type: ignore[arg-type]
+            outcomes.add_decision(sequenced(signal(kind, 1), kind), Decision(Action.COPY), 0, 0)
         assert len(outcomes) == 3
 
     @pytest.mark.parametrize(("report", "count"), [(Report.MANUAL, 1), (Report.NONE, 0)])

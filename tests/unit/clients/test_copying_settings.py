@@ -43,11 +43,11 @@ class TestSettings:
     )
     def test_bad_values_are_refused(self, settings: dict[str, object]) -> None:
         with pytest.raises(SettingsError):
-            CopySettings(**settings)  # type: ignore[arg-type]
+            CopySettings(**settings)
 
     def test_a_signal_of_a_later_versions_kind_is_explained(self) -> None:
         client = copier()
-        one = signal(200, 7)  # type: ignore[arg-type]  # as a later version has it
+        one = signal(200, 7)
         said = explain(one, take(client, one), client.settings)
         assert said == "Skipped signal of kind 200 of EURUSD #7: this kind of signal is not copied."
 
@@ -88,7 +88,7 @@ def scaled(
     scaling: Scaling, *, equity: int | None = EQUITY, value: int | None = 100_000 * 10**8, **settings: object
 ) -> Copier:
     """A copier with sources of equity, and of what a lot of EURUSD is worth: 100,000 for each 1.0."""
-    chosen = CopySettings(scaling=scaling, **settings)  # type: ignore[arg-type]  # the caller names settings
+    chosen = CopySettings(scaling=scaling, **settings)
     made = Copier(chosen, equity=lambda: equity, point_value=lambda _symbol: value)
     made.mirror.equity_e8 = MASTERS_EQUITY
     return made

@@ -166,5 +166,5 @@ class TestGoingBack:
 
     def test_a_code_of_a_later_version_refuses_the_signal_for_good(self, peer: Peer) -> None:
         peer.send_signals(1)
-        peer.send(reject=pb.Reject(sequence=1, code=99, expected_sequence=1))  # type: ignore[arg-type]
+        peer.send(reject=pb.Reject(sequence=1, code=99, expected_sequence=1))
         assert peer.events() == [events.SignalRefused(1, "CODE_99", "", "")]

@@ -172,7 +172,7 @@ class TestGaps:
 
     def test_a_reason_of_a_later_version_degrades_too(self) -> None:
         fed = Fed()
-        fed.gap(P(1, 1), P(1, 1), 77)  # type: ignore[arg-type]
+        fed.gap(P(1, 1), P(1, 1), 77)
         assert fed.track.degraded
 
     def test_a_new_epoch_moves_to_where_it_goes_on(self) -> None:

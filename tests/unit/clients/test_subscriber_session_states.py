@@ -49,7 +49,7 @@ class TestStatesAndEnds:
         assert fed.track.state is SyncState.SYNCED
 
     def test_a_state_of_a_later_version_is_ignored(self) -> None:
-        assert Fed().state(99) == []  # type: ignore[arg-type]
+        assert Fed().state(99) == []
 
     def test_an_event_of_a_later_version_is_ignored(self) -> None:
         assert Fed().session.take(pb.SubscribeResponse.FromString(b"\xba\x01\x00")) == []

@@ -34,4 +34,4 @@ def test_jitter_is_full_and_the_floor_holds() -> None:
 )
 def test_senseless_parameters_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="back-off"):
-        Backoff(**bad)  # type: ignore[arg-type]
+        Backoff(**bad)

@@ -41,7 +41,7 @@ def test_statements_are_bound_to_fields(package: Callable[..., str]) -> None:
     assert queries.get_user == "select 1"
     assert queries.list_users == "-- in order\nselect 2"
     with pytest.raises(AttributeError):
-        queries.get_user = "x"  # type: ignore[misc]
+        queries.get_user = "x"
 
 
 def test_several_files_are_one_set(package: Callable[..., str]) -> None:

@@ -149,7 +149,7 @@ def test_the_index_finds_the_block_that_holds_what_follows() -> None:
     assert block is not None
     assert block.first == key(4)
     assert index.locate(1, Position(1, 60)) is not None
-    assert index.locate(1, Position(1, 60)).first == key(6)  # type: ignore[union-attr]  # seen in the line before
+    assert index.locate(1, Position(1, 60)).first == key(6)
     assert index.locate(1, Position(1, 100)) is None
     assert index.locate(2, Position(1, 5)) is None
 

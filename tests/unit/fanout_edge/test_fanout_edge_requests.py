@@ -20,7 +20,7 @@ HEADERS = {
 }
 
 
-def ask(**changes: bytes | None):  # type: ignore[no-untyped-def]
+def ask(**changes: bytes | None):
     names = {
         name.replace("_", "-").removeprefix("pseudo-").encode(): value for name, value in changes.items()
     }

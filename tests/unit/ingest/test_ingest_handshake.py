@@ -247,7 +247,7 @@ def test_an_answer_that_comes_too_late_opens_nothing():
     dialogue.session.end(pb.REJECT_CODE_TOO_MANY_CONNECTIONS, "too many")
     assert only_reject(dialogue.answers()).code == pb.REJECT_CODE_TOO_MANY_CONNECTIONS
     dialogue.authorise()
-    dialogue.session.log_opened(LogHead(1, 0, 1), None, 0)  # type: ignore[arg-type]
+    dialogue.session.log_opened(LogHead(1, 0, 1), None, 0)
     assert dialogue.session.intake is None
     assert dialogue.answers() == []
 

@@ -18,7 +18,7 @@ class Book:
 
     def __init__(self, refuse: set[int], **settings: int) -> None:
         self._refuse = refuse
-        self._copier = Copier(CopySettings(**settings), protection=self._protection)  # type: ignore[arg-type]  # numbers
+        self._copier = Copier(CopySettings(**settings), protection=self._protection)
         self._sequence = 0
 
     def _protection(self, sequenced: signal_pb2.SequencedSignal, _: Decision) -> Reason:

@@ -15,5 +15,5 @@ def test_events_are_shown_to_the_letter() -> None:
     board.tell("subscriber-01: paused. Refused [12 of 14] [/red]")
     console = Console(file=io.StringIO(), width=120)
     console.print(draw(board))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    shown = console.file.getvalue()
     assert "subscriber-01: paused. Refused [12 of 14] [/red]" in shown
