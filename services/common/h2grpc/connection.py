@@ -323,9 +323,8 @@ class Connection(asyncio.Protocol):
             self.is_ended = True
             self.transport.close()
             # A peer that reads nothing keeps a closing transport open for ever.
-            self._loop.call_later(
-                self._serving.settings.http2_keepalive_timeout_seconds, self.transport.abort
-            )
+            settings = self._serving.settings
+            self._loop.call_later(settings.http2_keepalive_timeout_seconds, self.transport.abort)
 
     def _abort(self, reason: str) -> None:
         metrics.ENDED.labels(reason).inc()
@@ -372,8 +371,6 @@ class Connection(asyncio.Protocol):
                 self.takes_calls = False
                 if not self.calls:
                     self._close()
-            case _:
-                pass
 
     def _window_updated(self, stream_id: int) -> None:
         if stream_id:
