@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 
 import grpc
 import pytest
@@ -24,12 +23,7 @@ from tests.contract.common.example_service import (
     failure,
     serving_example,
 )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits until `condition()` is true; the test's own time-out bounds it."""
-    while not condition():  # noqa: ASYNC110  # metrics and lists have no event to wait for
-        await asyncio.sleep(0.005)  # metrics and lists have no event to wait for
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
 from ecp_client.copying import CopySettings, Decision
 from ecp_client.subscriber import (
     Batch,
@@ -20,12 +17,6 @@ from tests.integration.clients.scripted_server import (
 
 WAIT_SECONDS = 20.0
 FOREVER = 9_999.0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event of its own
-            await asyncio.sleep(0.005)
 
 
 def settings(server: ScriptedServer, **overrides: object) -> SubscriberSettings:

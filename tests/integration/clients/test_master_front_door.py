@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,7 @@ from services.ingest.app import Running
 from tests.integration.ingest.front_door import ingest_running, read_log, signals_in
 from tests.integration.ingest.stand_in_ledger import StandInLedger
 from tests.unit.ingest.signing import Credentials, now_us, signal
+from tests.waiting import until
 
 WAIT_SECONDS = 20
 HOUR_US = 3_600_000_000
@@ -61,12 +61,6 @@ def settings(port: int, folder: Path, **overrides: object) -> MasterSettings:
         **overrides,
     }
     return MasterSettings(**values)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event of its own
-            await asyncio.sleep(0.01)
 
 
 async def logged(redis_client: Redis) -> dict[int, int]:

@@ -24,15 +24,16 @@ from ecp_client.subscriber import (
     SubscriberThread,
     SyncState,
 )
-from execution.common.v1.signal_pb2 import ORDER_TYPE_LIMIT, SIGNAL_KIND_PENDING_PLACE
+from execution.common.v1.signal_pb2 import ORDER_TYPE_LIMIT, SIGNAL_KIND_PENDING_PLACE, SequencedSignal
 from execution.risk.v1 import risk_service_pb2 as risk_pb
-from tests.integration.clients.application import FOREVER, WAIT_SECONDS, App, settings, until
+from tests.integration.clients.application import FOREVER, WAIT_SECONDS, App, settings
 from tests.integration.clients.scripted_server import (
     says,
     serving,
     signals,
     snapshot,
 )
+from tests.waiting import until
 
 
 class TestReports:
@@ -42,7 +43,10 @@ class TestReports:
             server.failing_reports = 2
             server.refused_outcomes = ["1-1-2"]
             given = settings(server, risk_addresses=[server.address])
-            protection = lambda one, _decision: Reason.PRICE if one.sequence == 3 else Reason.NONE  # noqa: E731
+
+            def protection(one: SequencedSignal, _: Decision) -> Reason:
+                return Reason.PRICE if one.sequence == 3 else Reason.NONE
+
             async with app.subscriber(given, protection=protection) as client:
                 await until(lambda: len(server.outcomes) == 3)
                 await until(lambda: client.outcomes_waiting == 0)

@@ -17,7 +17,7 @@ from ecp_client.subscriber import (
 )
 from execution.common.v1.position_pb2 import MasterPosition
 from execution.fanout.v1 import fanout_service_pb2 as pb
-from tests.integration.clients.application import FOREVER, WAIT_SECONDS, App, settings, until
+from tests.integration.clients.application import FOREVER, WAIT_SECONDS, App, settings
 from tests.integration.clients.scripted_server import (
     Context,
     drain,
@@ -27,6 +27,7 @@ from tests.integration.clients.scripted_server import (
     signals,
     snapshot,
 )
+from tests.waiting import until
 
 
 async def test_a_signal_left_out_is_asked_for_again() -> None:

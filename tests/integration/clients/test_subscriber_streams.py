@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +28,7 @@ from execution.ledger.v1 import license_service_pb2 as license_pb
 from tests.integration.fanout.fanout_service import Fanout, fanout_running, fanout_settings
 from tests.integration.fanout.stand_in_ledger import StandInLedger
 from tests.integration.fanout.written_log import WrittenLog
+from tests.waiting import until
 
 WAIT_SECONDS = 20.0
 EventT = TypeVar("EventT", bound=SubscriberEvent)
@@ -80,12 +80,6 @@ def subscriber(
         protection=protection,
         refresh_token=refresh_token,
     )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event of its own
-            await asyncio.sleep(0.01)
 
 
 async def test_each_signal_comes_once_in_order_and_is_in_the_journal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -222,13 +222,6 @@ def repeated(frame: Frame, count: int) -> Iterable[bytes]:
     """The same frame many times, in pieces."""
     piece = frame.serialize() * 100
     return [piece] * (count // 100)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns when the condition holds."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():  # noqa: ASYNC110  # what is waited for is not ours to be told of
-            await asyncio.sleep(0.005)
 
 
 async def hung_up(reader: asyncio.StreamReader) -> None:

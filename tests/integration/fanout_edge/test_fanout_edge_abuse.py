@@ -24,8 +24,9 @@ from hyperframe.frame import (
 from prometheus_client import REGISTRY
 
 from services.common.h2grpc import Http2Settings
-from tests.integration.fanout_edge.attacker import Attacker, attacking, headers, hung_up, repeated, until
+from tests.integration.fanout_edge.attacker import Attacker, attacking, headers, hung_up, repeated
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
+from tests.waiting import until
 
 
 def abuse(limit: str) -> float:

@@ -25,8 +25,9 @@ from hyperframe.frame import (
 from prometheus_client import REGISTRY
 
 from services.common.h2grpc.messages import prefixed
-from tests.integration.fanout_edge.attacker import attacking, headers, hung_up, repeated, until
+from tests.integration.fanout_edge.attacker import attacking, headers, hung_up, repeated
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
+from tests.waiting import until
 
 ENDLESS = 1_000_000
 RESOURCE_EXHAUSTED = "8"

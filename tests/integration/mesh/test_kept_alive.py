@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,11 @@ from redis.asyncio import Redis
 from mesh import supervisor
 from mesh.embedded import Servers, redis
 from mesh.running import kept_alive
+from tests import waiting
 
 WAIT_SECONDS_MAX = 30.0
 
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS_MAX):
-        while not condition():  # noqa: ASYNC110  (what is waited for sets no event)
-            await asyncio.sleep(0.02)
+until = partial(waiting.until, seconds_max=WAIT_SECONDS_MAX)
 
 
 async def test_a_server_that_cannot_start_is_told_and_tried_until_it_does(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 import asyncpg
@@ -18,8 +18,11 @@ from execution.risk.v1 import risk_service_pb2 as pb
 from services.common import pg
 from services.risk import toxic_flow
 from services.risk.detector_store import DetectorStore
+from tests import waiting
 from tests.integration.risk.risk_service import RiskClient, outcome, risk_running, risk_settings
 from tests.integration.risk.stand_in_ledger import StandInLedger, StandInUser
+
+until = partial(waiting.until, seconds_max=30)
 
 SLIPPAGE = pb.PROTECTION_REASON_SLIPPAGE
 
@@ -328,12 +331,6 @@ async def test_old_chunks_are_dropped_and_coming_ones_made(fresh_database: str):
         assert await store.keep_chunks(report_age_days=3, retention_days=days) == []
         coming = f"risk.outcomes_{datetime.now(UTC) + timedelta(days=6):%Y%m%d}"
         assert await pool.fetchval("select to_regclass($1)", coming)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what is waited for is in another thread of control
-            await asyncio.sleep(0.02)
 
 
 async def fetchrow(url: str, query: str) -> asyncpg.Record:
