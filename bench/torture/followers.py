@@ -116,7 +116,7 @@ class Followers:
     async def _until_told(self) -> None:
         """Waits until everybody has every signal, or for too long."""
         ends_at = time.monotonic() + self._plan.finish_seconds_max
-        while self._status().held_min < self._fed and time.monotonic() < ends_at:  # noqa: ASYNC110
+        while self._status().held_min < self._fed and time.monotonic() < ends_at:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(_POLL_SECONDS)
 
     def _outcome(self) -> Outcome:

@@ -11,8 +11,8 @@ from tests.contract.common import example_service
 from tests.contract.common.example_service import SERVICE, calling_example
 from tests.contract.common.test_common_rpc_calls import *  # noqa: F403  # the tests are what is wanted
 from tests.contract.common.test_common_rpc_calls import until
-from tests.contract.common.test_common_rpc_errors import *  # noqa: F403
-from tests.contract.common.test_common_rpc_server import *  # noqa: F403
+from tests.contract.common.test_common_rpc_errors import *  # noqa: F403 - all of its tests, here again
+from tests.contract.common.test_common_rpc_server import *  # noqa: F403 - all of its tests, here again
 
 
 @pytest.fixture(autouse=True)

@@ -103,7 +103,7 @@ async def test_an_acknowledgement_over_the_streams_connection_concerns_nobody_el
         # The other master's stream is somewhere else, so this is told, and the first would have been before it.
         await fanout.stub.Acknowledge(acknowledge((2, 1, 3)), metadata=metadata("token"))
         async with asyncio.timeout(WAIT_SECONDS):
-            while not (entries := await redis_client.xrange(acknowledgements.NAME)):  # noqa: ASYNC110
+            while not (entries := await redis_client.xrange(acknowledgements.NAME)):  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
     told = [acknowledgements.ledger_pb.RecordPositionsRequest.FromString(one[b"b"]) for _, one in entries]
     assert [(one.master_id, place(one.acknowledged)) for batch in told for one in batch.positions] == [
@@ -244,6 +244,6 @@ async def has_ended(subscriber: Subscriber) -> bool:
     """Whether it has, or else has gone on since."""
     progress = subscriber.progress
     async with asyncio.timeout(WAIT_SECONDS):
-        while subscriber.error is None and subscriber.progress < progress + 3:  # noqa: ASYNC110
+        while subscriber.error is None and subscriber.progress < progress + 3:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.02)
     return subscriber.error is not None
