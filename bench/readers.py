@@ -48,7 +48,7 @@ class Plan:
     window: int = 8
     """Signals under way, of `saturate`."""
     padding_bytes: int = PADDING_BYTES
-    pairs: int = 3
+    pairs: int = 5
     """Of `stalled`: how often it is measured without and with readers that do not read."""
     watched_pids: tuple[int, ...] = ()
     """Processes of the measurement, besides the readers; the first is the one that is measured."""
@@ -71,6 +71,8 @@ class Arrived:
     is_disturbed: bool = False
     undisturbed_ms: dict[str, float] = field(default_factory=dict)
     """Of `stalled`: latencies while all read; `latency_ms` is beside readers that do not."""
+    p99_pairs_ms: list[tuple[float, float]] = field(default_factory=list)
+    """Of `stalled`: of each pair of turns, while all read and beside readers that do not."""
     grown_bytes: int = 0
     """Of `stalled`: by how much the measured process grew beside readers that do not read."""
     undisturbed_grown_bytes: int = 0
@@ -136,10 +138,12 @@ def pace(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
 def stalled(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
     """The others' latencies by turns without and with a reader that never reads and one that reads a byte a second."""
     pid, latencies, grown = plan.watched_pids[0], (Samples(), Samples()), [0, 0]
+    p99s: tuple[list[float], list[float]] = ([], [])
     _pace_for(plan.warmup_seconds, plan, swarm, feeder)
     clock = _Clock(plan)
     for turn in range(2 * plan.pairs):
-        kind = turn % 2
+        # Every other pair the other way round: what a machine does over time then meets both alike.
+        kind = (turn + turn // 2) % 2
         before = resident_bytes(pid)
         with BadReaders(plan.port) if kind else nullcontext() as bad:
             # Until the buffers of those that do not read are full.
@@ -147,7 +151,9 @@ def stalled(plan: Plan, swarm: Swarm, feeder: Feeder) -> Arrived:
             _pace_for(plan.seconds, plan, swarm, feeder, bad)
             grown[kind] += resident_bytes(pid) - before
         latencies[kind].extend(swarm.latencies)
+        p99s[kind].append(swarm.latencies.percentiles_ms([99.0])["p99"])
     arrived = clock.end(swarm)
+    arrived.p99_pairs_ms = list(zip(*p99s, strict=True))
     arrived.latency_ms, arrived.undisturbed_ms = latencies[1].percentiles_ms(), latencies[0].percentiles_ms()
     arrived.grown_bytes, arrived.undisturbed_grown_bytes = grown[1], grown[0]
     return arrived
