@@ -16,7 +16,6 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from execution.common.v1 import position_pb2
-from execution.ingest.v1 import log_pb2
 from execution.ledger.v1 import archive_service_pb2, archive_service_pb2_grpc
 from services.common import rpc, stream
 from services.common.errors import OutOfRangeError, UnavailableError
@@ -24,9 +23,10 @@ from services.common.log import SignalLog
 from services.common.stream import Redis
 from services.fanout import metrics
 from services.fanout.domain.index import EntryKey, LogIndex
-from services.fanout.domain.intake import records_of_archive, records_of_run, sound_batch
+from services.fanout.domain.intake import records_of_archive, records_of_run
 from services.fanout.domain.position import Position, held
 from services.fanout.domain.ring import Record, Segment
+from services.fanout.domain.runs import Run, runs_of
 
 _READ_ENTRIES: Final = 32
 """At once: an entry may hold thousands of signals."""
@@ -209,7 +209,7 @@ class _Shard:
             raw: Any = await self._client.xrevrange(self._name, max=before, count=_READ_ENTRIES)
         entries = stream.entries_of(raw)
         pace = _Pace()
-        parsed: list[tuple[EntryKey, log_pb2.LogBatch]] = []
+        parsed: list[tuple[EntryKey, list[Run]]] = []
         for entry in reversed(entries):
             await pace.rest()
             parsed.append((_key(entry), _parse(entry.payload)))
@@ -231,7 +231,7 @@ async def _records(entries: Iterable[stream.Entry], master_id: int, after: Posit
     records: list[Record] = []
     for entry in entries:
         await pace.rest()
-        for run in _parse(entry.payload).runs:
+        for run in _parse(entry.payload):
             if run.master_id == master_id:
                 records.extend(records_of_run(run, after=after))
     return records
@@ -253,12 +253,12 @@ class _Pace:
             self._since = time.monotonic()
 
 
-def _parse(payload: bytes | None) -> log_pb2.LogBatch:
+def _parse(payload: bytes | None) -> list[Run]:
     try:
-        return sound_batch(payload or b"")[0]
+        return runs_of(payload or b"")[0]
     except DecodeError:
         # Told and counted when it was tailed.
-        return log_pb2.LogBatch()
+        return []
 
 
 def _dense(records: Iterable[Record]) -> list[Record]:

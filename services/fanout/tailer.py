@@ -11,7 +11,6 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from execution.ingest.v1 import log_pb2
 from services.common import log as signal_log
 from services.common import stream, tail
 from services.common.backoff import Backoff
@@ -20,9 +19,10 @@ from services.common.log import SignalLog
 from services.common.stream import Entry, EntryId
 from services.fanout import metrics
 from services.fanout.domain.index import EntryKey, LogIndex
-from services.fanout.domain.intake import Intake, sound_batch
+from services.fanout.domain.intake import Intake
 from services.fanout.domain.pacing import Pacing
 from services.fanout.domain.position import Position
+from services.fanout.domain.runs import Run, runs_of
 from services.fanout.hub import Hub
 
 _log = logging.getLogger(__name__)
@@ -220,33 +220,31 @@ class Tailer:
             await asyncio.sleep(rest_seconds)
 
     def _take_in(self, entries: Sequence[Entry]) -> None:
-        batches = [self._batch_of(entry) for entry in entries]
-        if not batches:
-            return
-        # Most of the time there is only one, which need not be copied.
-        batch = batches[0] if len(batches) == 1 else _joined(batches)
-        grown, snapshots = self._intake.apply(batch)
+        read = [self._runs_of(entry) for entry in entries]
+        # Most of the time there is only one.
+        runs = read[0] if len(read) == 1 else [run for one in read for run in one]
+        grown, snapshots = self._intake.apply(runs)
         self._hub.log_grew(grown)
         # What nobody waits for comes behind the deliveries.
-        for entry, one in zip(entries, batches, strict=True):
+        for entry, one in zip(entries, read, strict=True):
             self._index.note(EntryKey(entry.id.ms, entry.id.number), one)
         metrics.TAILED_ENTRIES.inc(len(entries))
-        metrics.TAILED_SIGNALS.inc(sum(len(run.batch.signals) for run in batch.runs))
+        metrics.TAILED_SIGNALS.inc(sum(_signals_in(run) for run in runs))
         if len(self._hub.ring) > self._limits.masters_max:
             self._intake.discard(lambda log: not self._hub.has_followers(log))
         for master_id in snapshots:
             self._on_snapshot(master_id)
 
-    def _batch_of(self, entry: Entry) -> log_pb2.LogBatch:
+    def _runs_of(self, entry: Entry) -> list[Run]:
         """The sound runs of an entry."""
         try:
-            batch, unsound = sound_batch(entry.payload or b"")
+            runs, unsound = runs_of(entry.payload or b"")
         except DecodeError:
-            batch, unsound = log_pb2.LogBatch(), 1
+            runs, unsound = [], 1
         if unsound:
             metrics.UNREADABLE.labels(self._name).inc()
             _log.error("entry %s of the log cannot be read, or only in part", entry.id)
-        return batch
+        return runs
 
     async def _look_again(self, *, went_back: bool) -> None:
         """After an outage: is it the same log, and has it come back with other entries than were read?"""
@@ -269,8 +267,5 @@ class Tailer:
             _log.warning("the log cannot be looked at again yet: %s", error.message)
 
 
-def _joined(batches: Sequence[log_pb2.LogBatch]) -> log_pb2.LogBatch:
-    joined = log_pb2.LogBatch()
-    for one in batches:
-        joined.MergeFrom(one)
-    return joined
+def _signals_in(run: Run) -> int:
+    return run.last.sequence - run.before.sequence if run.kind == "batch" else 0

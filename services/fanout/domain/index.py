@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from execution.ingest.v1 import log_pb2
-from services.fanout.domain.intake import before
 from services.fanout.domain.position import Position
+from services.fanout.domain.runs import Run
 
 
 class EntryKey(NamedTuple):
@@ -35,14 +34,14 @@ class Block:
         self.floors: dict[int, Position] = {}
         self.lasts: dict[int, Position] = {}
 
-    def note(self, key: EntryKey, batch: log_pb2.LogBatch) -> None:
+    def note(self, key: EntryKey, runs: Iterable[Run]) -> None:
         """Adds the next entry."""
         self.last = key
         self.entries += 1
-        for run in batch.runs:
-            if run.WhichOneof("record") != "snapshot":
-                self.floors.setdefault(run.master_id, before(run))
-                self.lasts[run.master_id] = Position(run.epoch, run.last_sequence)
+        for run in runs:
+            if run.kind != "snapshot":
+                self.floors.setdefault(run.master_id, run.before)
+                self.lasts[run.master_id] = run.last
 
 
 class LogIndex:
@@ -74,15 +73,15 @@ class LogIndex:
         """Whether older entries may be added without losing newer ones."""
         return self._marks < self._marks_max
 
-    def note(self, key: EntryKey, batch: log_pb2.LogBatch) -> None:
+    def note(self, key: EntryKey, runs: Sequence[Run]) -> None:
         """Adds an entry behind all others; one that is not behind them is known already."""
         if self._blocks and key <= self._blocks[-1].last:
             return
         if self._open is None or self._open.entries >= self._block_entries:
             self._open = Block(key)
             self._blocks.append(self._open)
-        self._open.note(key, batch)
-        for run in batch.runs:
+        self._open.note(key, runs)
+        for run in runs:
             if run.master_id not in self._open.floors:
                 continue
             blocks = self._by_master.setdefault(run.master_id, [])
@@ -92,13 +91,13 @@ class LogIndex:
         while self._marks > self._marks_max and len(self._blocks) > 1:
             self._drop_oldest()
 
-    def note_older(self, entries: Sequence[tuple[EntryKey, log_pb2.LogBatch]]) -> None:
+    def note_older(self, entries: Sequence[tuple[EntryKey, Sequence[Run]]]) -> None:
         """Adds consecutive entries, oldest first, that lie right before all others."""
         blocks: list[Block] = []
-        for key, batch in entries:
+        for key, runs in entries:
             if not blocks or blocks[-1].entries >= self._block_entries:
                 blocks.append(Block(key))
-            blocks[-1].note(key, batch)
+            blocks[-1].note(key, runs)
         for block in reversed(blocks):
             self._blocks.appendleft(block)
             self._marks += len(block.floors)

@@ -169,6 +169,8 @@ class Segment:
         self.floor = floor
         self._records: list[Record] = list(records)
         self._base = base
+        self.head = self._records[-1].position if self._records else floor
+        """Place of the newest record; the floor while there is none."""
         self._slices: dict[tuple[int, int, int], Slice] = {}
 
     @property
@@ -180,11 +182,6 @@ class Segment:
     def end(self) -> int:
         """Offset behind the newest record."""
         return self._base + len(self._records)
-
-    @property
-    def head(self) -> Position:
-        """Place of the newest record; the floor while there is none."""
-        return self._records[-1].position if self._records else self.floor
 
     def record(self, offset: int) -> Record:
         """The record at an offset in [base, end)."""
@@ -251,6 +248,7 @@ class MasterLog(Segment):
         """Adds the record that follows the head; `Ring` sees to that."""
         self._slices.clear()
         self._records.append(record)
+        self.head = record.position
         self.memory_bytes += record.memory_bytes
         if isinstance(record, SignalRecord):
             self.signals_seen += 1
@@ -270,7 +268,7 @@ class MasterLog(Segment):
     def restart(self, floor: Position) -> None:
         """Lets go of everything and begins anew behind a hole."""
         self.forget(len(self._records))
-        self.floor = floor
+        self.floor = self.head = floor
         # A cursor that had read everything stands before the hole, not behind it.
         self._base += 1
 
@@ -311,10 +309,11 @@ class Ring:
 
     def append(self, log: MasterLog, record: Record) -> bool:
         """Adds a record; False when the log has it already. One that leaves a hole lets the log begin anew."""
-        if record.position <= log.head:
+        head = log.head
+        if (record.epoch, record.sequence) <= head:
             return False
         before = log.memory_bytes
-        if not record.follows(log.head):
+        if not record.follows(head):
             log.restart(record.before)
         log.append(record)
         if len(log) > self._records_per_master_max:

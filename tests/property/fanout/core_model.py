@@ -11,6 +11,7 @@ from services.fanout.domain.filter import Pause
 from services.fanout.domain.intake import records_of_run
 from services.fanout.domain.position import BEGINNING, Position
 from services.fanout.domain.ring import Record, Segment
+from services.fanout.domain.runs import runs_of
 from services.fanout.domain.stream import Stream, StreamLimits
 
 MASTERS = (1, 2)
@@ -59,7 +60,8 @@ class World:
         oldest: Position | None = None
         for runs in (self.log, self.archive):
             records: list[Record] = []
-            for run in runs:
+            read, _ = runs_of(log_pb2.LogBatch(runs=runs).SerializeToString())
+            for run in read:
                 if run.master_id == master_id:
                     records.extend(records_of_run(run, after=after))
             if records and records[0].follows(after):

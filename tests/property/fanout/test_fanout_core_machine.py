@@ -23,6 +23,7 @@ from services.fanout.domain.level import Follower, level_at, move_behind, pieces
 from services.fanout.domain.position import Position
 from services.fanout.domain.resume import Reach, reach_of
 from services.fanout.domain.ring import MasterLog, Ring, Segment
+from services.fanout.domain.runs import runs_of
 from services.fanout.domain.stream import ProgressCache, Reader, Stream
 from tests.property.fanout.core_model import (
     FAR_US,
@@ -156,7 +157,7 @@ class FanoutMachine(RuleBasedStateMachine):
         batch = log_pb2.LogBatch(runs=self.world.log[self.tailed : self.tailed + runs])
         self.tailed += len(batch.runs)
         ends = {log.master_id: log.end for log in self.ring}
-        grown, _ = self.intake.apply(batch)
+        grown, _ = self.intake.apply(runs_of(batch.SerializeToString())[0])
         for log in grown:
             self.wake(log, ends.get(log.master_id))
 

@@ -12,6 +12,7 @@ from services.fanout.domain.cursor import Cursor, Piece
 from services.fanout.domain.intake import Intake
 from services.fanout.domain.position import Position
 from services.fanout.domain.ring import MasterLog, Ring, Slice
+from services.fanout.domain.runs import Run, runs_of
 
 OPEN = signal_pb2.SIGNAL_KIND_OPEN
 CLOSE = signal_pb2.SIGNAL_KIND_CLOSE
@@ -79,6 +80,11 @@ def epoch_run(
     )
 
 
+def sound(*runs: log_pb2.LogRun) -> list[Run]:
+    """As the log holds them, looked at."""
+    return runs_of(log_pb2.LogBatch(runs=runs).SerializeToString())[0]
+
+
 class Logs:
     """A ring and what feeds it."""
 
@@ -87,7 +93,7 @@ class Logs:
         self.intake = Intake(self.ring, tracked_positions_max=100)
 
     def take(self, *runs: log_pb2.LogRun) -> list[MasterLog]:
-        return self.intake.apply(log_pb2.LogBatch(runs=runs))[0]
+        return self.intake.apply(sound(*runs))[0]
 
     def log(self, master: int = 1) -> MasterLog:
         return self.ring.open(master)

@@ -21,6 +21,7 @@ from tests.unit.fanout.runs import (
     gap_run,
     given_run,
     signals_run,
+    sound,
     take_all,
     told,
 )
@@ -223,8 +224,8 @@ def test_a_changed_stop_of_an_unknown_position_passes() -> None:
 
 
 def page_of(first: int, count: int, after: int) -> Segment:
-    run = signals_run(first, count)
-    return Segment(Position(1, after), list(records_of_run(run, after=Position(1, after))))
+    (run,) = sound(signals_run(first, count))
+    return Segment(Position(1, after), records_of_run(run, after=Position(1, after)))
 
 
 def test_a_cursor_before_the_ring_reads_pages_until_it_is_in_the_ring() -> None:

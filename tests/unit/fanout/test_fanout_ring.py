@@ -5,7 +5,7 @@ from __future__ import annotations
 from execution.common.v1 import position_pb2
 from services.fanout.domain.position import BEGINNING, ZERO, Position, held
 from services.fanout.domain.ring import EpochRecord, GapRecord, SignalRecord
-from tests.unit.fanout.runs import Logs, epoch_run, events, gap_run, sequences, signals_run
+from tests.unit.fanout.runs import Logs, epoch_run, events, gap_run, sequences, signals_run, sound
 
 
 def test_the_zero_position_is_the_beginning_of_the_first_epoch() -> None:
@@ -139,7 +139,7 @@ def test_a_snapshot_marker_is_no_record() -> None:
     run = signals_run(3)
     run.first_sequence = run.last_sequence = 2
     run.snapshot.SetInParent()
-    grown, snapshots = logs.intake.apply(_batch(run))
+    grown, snapshots = logs.intake.apply(sound(run))
     assert (grown, snapshots) == ([], [1])
 
 
@@ -148,9 +148,3 @@ def test_records_know_the_place_before_them() -> None:
     assert SignalRecord(2, 5, b"", 0, 0, None).before == (2, 4)
     assert GapRecord(2, 5, 9, reason).before == (2, 4)
     assert EpochRecord(3, 9, Position(2, 7), reason).before == (2, 7)
-
-
-def _batch(*runs):
-    from execution.ingest.v1 import log_pb2
-
-    return log_pb2.LogBatch(runs=runs)

@@ -12,15 +12,16 @@ from services.common.errors import InvalidInputError
 from services.fanout.domain.codec import varint
 from services.fanout.domain.filter import Pause
 from services.fanout.domain.index import EntryKey, LogIndex
-from services.fanout.domain.intake import records_of_archive, sound_batch
+from services.fanout.domain.intake import records_of_archive
 from services.fanout.domain.lag import Lag, LagLimits, Verdict, judge
 from services.fanout.domain.pacing import Pacing
 from services.fanout.domain.position import ZERO, Position
 from services.fanout.domain.request import Begin, page_of, positions_of, starts_of
 from services.fanout.domain.ring import EpochRecord, GapRecord, SignalRecord
+from services.fanout.domain.runs import Run, runs_of
 from services.fanout.entitlements import pause_of
 from services.fanout.metrics import TallyHistogram
-from tests.unit.fanout.runs import epoch_run, gap_run, signals_run
+from tests.unit.fanout.runs import epoch_run, gap_run, signals_run, sound
 
 LIMITS = LagLimits(
     signals_max=100,
@@ -133,8 +134,8 @@ def test_varints_are_as_protobuf_has_them(value: int, data: bytes) -> None:
     assert varint(value) == data
 
 
-def batch(first: int, count: int = 1, master: int = 1) -> log_pb2.LogBatch:
-    return log_pb2.LogBatch(runs=[signals_run(first, count, master=master)])
+def batch(first: int, count: int = 1, master: int = 1) -> list[Run]:
+    return sound(signals_run(first, count, master=master))
 
 
 def key(number: int) -> EntryKey:
@@ -223,15 +224,20 @@ def unsound(**fields: int) -> log_pb2.LogRun:
 )
 def test_a_run_that_cannot_be_is_passed_over_alone(run: log_pb2.LogRun) -> None:
     whole = log_pb2.LogBatch(runs=[signals_run(1, 2), run, signals_run(3, 1)])
-    kept, count = sound_batch(whole.SerializeToString())
+    kept, count = runs_of(whole.SerializeToString())
     assert count == 1
-    assert [one.first_sequence for one in kept.runs] == [1, 3]
+    assert [(one.before, one.last) for one in kept] == [((1, 0), (1, 2)), ((1, 2), (1, 3))]
 
 
 def test_sound_runs_are_kept_as_they_are() -> None:
     marker = log_pb2.LogRun(master_id=1, epoch=1, snapshot=log_pb2.SnapshotMarker())
     whole = log_pb2.LogBatch(runs=[signals_run(1, 2), gap_run(3, 5), epoch_run(2, 5, (1, 5)), marker])
-    assert sound_batch(whole.SerializeToString()) == (whole, 0)
+    kept, count = runs_of(whole.SerializeToString())
+    assert count == 0
+    assert [one.message for one in kept] == list(whole.runs)
+    assert [one.kind for one in kept] == ["batch", "gap", "epoch_start", "snapshot"]
+    assert [one.before for one in kept] == [(1, 0), (1, 2), (1, 5), (1, -1)]
+    assert [one.last for one in kept] == [(1, 2), (1, 5), (2, 5), (1, 0)]
 
 
 def test_a_pause_of_a_later_version_withholds_all() -> None:
