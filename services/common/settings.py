@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from services.common.auth import TOKEN_CHARACTERS_MAX
 from services.common.errors import ConfigurationError
 
 SECRET_FILE_BYTES_MAX = 65_536
@@ -130,7 +131,7 @@ class ServiceSettings(BaseSettings):
 
     database_url: SecretStr | None = None
     migration_database_url: SecretStr | None = None
-    database_role: str | None = None
+    database_role: str | None = Field(default=None, min_length=1, max_length=63)
     database_pool_size_min: int = Field(default=1, ge=0, le=1_000)
     database_pool_size_max: int = Field(default=10, ge=1, le=1_000)
     database_acquire_timeout_seconds: float = Field(default=5.0, gt=0, le=600)
@@ -152,7 +153,7 @@ class ServiceSettings(BaseSettings):
     tls_ca_file: Path | None = None
 
     grpc_message_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1_024, le=256 * 1024 * 1024)
-    grpc_concurrent_rpcs_max: int = Field(default=20_000, ge=1)
+    grpc_concurrent_rpcs_max: int = Field(default=20_000, ge=1, le=10_000_000)
     grpc_unary_deadline_seconds: float = Field(default=30.0, gt=0, le=3_600)
     grpc_connection_age_seconds_max: float | None = Field(default=None, gt=0, le=31_536_000)
     peer_call_timeout_seconds: float = Field(default=5.0, gt=0, le=600)
@@ -172,6 +173,10 @@ class ServiceSettings(BaseSettings):
         if token is not None and len(token.get_secret_value()) < _TOKEN_CHARACTERS_MIN:
             raise ValueError(
                 f"needs at least {_TOKEN_CHARACTERS_MIN} characters, for example from: openssl rand -hex 32"
+            )
+        if token is not None and not _can_be_sent(token.get_secret_value()):
+            raise ValueError(
+                f"needs one line of at most {TOKEN_CHARACTERS_MAX} printable ASCII characters, no blanks around it"
             )
         return token
 
@@ -231,6 +236,12 @@ def require_secret(value: SecretStr | None, variable: str) -> str:
     if value is None or not value.get_secret_value():
         raise ConfigurationError("is not set", where=variable, do=f"set {variable} or {variable}_FILE")
     return value.get_secret_value()
+
+
+def _can_be_sent(token: str) -> bool:
+    """Whether a call's metadata can carry it and the server that reads it there finds the same."""
+    printable = token.isascii() and token.isprintable() and token == token.strip()
+    return printable and len(token) <= TOKEN_CHARACTERS_MAX
 
 
 def _line(detail: Any) -> str:

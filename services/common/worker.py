@@ -37,7 +37,7 @@ class WorkerSettings(ServiceSettings):
     worker_number: int | None = Field(default=None, ge=1, le=WORKERS_MAX)
     """Set for each worker by the process that starts them, as the next two are."""
     worker_folder: Path | None = None
-    worker_parent_pid: int | None = None
+    worker_parent_pid: int | None = Field(default=None, ge=1, le=2**31 - 1)
 
     @model_validator(mode="after")
     def _whole(self) -> WorkerSettings:

@@ -64,8 +64,8 @@ class FanoutSettings(WorkerSettings, Http2Settings):
     # When a reader is too slow.
     lag_signals_max: int = Field(default=500_000, ge=1, le=10**9)
     lag_bytes_max: int = Field(default=128 * 1024 * 1024, ge=1, le=2**40)
-    lag_seconds_max: float = Field(default=30.0, gt=0, le=86_400)
-    catch_up_seconds_max: float = Field(default=900.0, gt=0, le=86_400)
+    lag_seconds_max: float = Field(default=30.0, gt=0, le=31_536_000)
+    catch_up_seconds_max: float = Field(default=900.0, gt=0, le=31_536_000)
     unacknowledged_seconds_max: float = Field(default=600.0, gt=0, le=31_536_000)
 
     # Behind the ring.

@@ -18,7 +18,7 @@ class LedgerSettings(ServiceSettings):
 
     service_name: ClassVar[str] = "ledger"
 
-    database_role: str | None = "ledger_service"
+    database_role: str | None = Field(default="ledger_service", min_length=1, max_length=63)
     database_pool_size_max: int = Field(default=16, ge=4, le=1_000)
 
     key_encryption_key: SecretStr | None = None
@@ -48,7 +48,7 @@ class LedgerSettings(ServiceSettings):
     """How long one read waits for new entries; less than REDIS_TIMEOUT_SECONDS."""
     archive_claim_idle_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """Entries that another consumer took and left for so long are taken over."""
-    archive_rewind_interval_seconds: float = Field(default=600.0, gt=0)
+    archive_rewind_interval_seconds: float = Field(default=600.0, gt=0, le=30 * 86_400)
     """When positions are missing the log is read again from its beginning, at most this often."""
     archive_page_rows: int = Field(default=5_000, ge=1_000, le=100_000)
     """Rows that one query of ReadSignals fetches."""
@@ -58,7 +58,7 @@ class LedgerSettings(ServiceSettings):
     outbox_batch_max: int = Field(default=500, ge=1, le=10_000)
     outbox_poll_seconds: float = Field(default=0.25, gt=0, le=60)
     """The publisher is woken at each commit; it looks by itself this often, should a wake-up be lost."""
-    ledger_events_length_max: int = Field(default=100_000, ge=1_000)
+    ledger_events_length_max: int = Field(default=100_000, ge=1_000, le=100_000_000)
 
     idempotency_retention_days: int = Field(default=180, ge=2, le=36_500)
     history_retention_days: int = Field(default=180, ge=1, le=36_500)

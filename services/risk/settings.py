@@ -15,7 +15,7 @@ class RiskSettings(ServiceSettings):
 
     service_name: ClassVar[str] = "risk"
 
-    database_role: str | None = "risk_service"
+    database_role: str | None = Field(default="risk_service", min_length=1, max_length=63)
     ledger_address: Address = Address("127.0.0.1", 50051)
 
     check_interval_seconds: float = Field(default=300.0, ge=0.1, le=86_400)
@@ -29,7 +29,7 @@ class RiskSettings(ServiceSettings):
     """Users scored between two looks at the event loop."""
     decision_score_delta: float = Field(default=1.0, gt=0, le=100)
     """A score that moved less is not stored as a new decision."""
-    decision_heartbeat_seconds: float = Field(default=7 * 86_400.0, ge=60)
+    decision_heartbeat_seconds: float = Field(default=7 * 86_400.0, ge=60, le=366 * 86_400)
     """An unchanged decision is stored again after this long."""
     evidence_signals_max: int = Field(default=100, ge=1, le=100)
     evidence_candidates_max: int = Field(default=1_000, ge=100, le=100_000)

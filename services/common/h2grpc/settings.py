@@ -10,18 +10,18 @@ from services.common.settings import ServiceSettings
 class Http2Settings(ServiceSettings):
     """What a service reads that serves through `services.common.h2grpc`."""
 
-    http2_connections_max: int = Field(default=20_000, ge=1)
+    http2_connections_max: int = Field(default=20_000, ge=1, le=10_000_000)
     """Connections beyond are told to go away at once."""
     http2_streams_per_connection_max: int = Field(default=1_000, ge=1, le=1_000_000)
-    http2_output_bytes_high: int = Field(default=32_768, ge=4_096)
+    http2_output_bytes_high: int = Field(default=32_768, ge=4_096, le=2**30)
     """From here on streams of a connection wait until its peer has read."""
-    http2_output_bytes_max: int = Field(default=98_304, ge=8_192)
+    http2_output_bytes_max: int = Field(default=98_304, ge=8_192, le=2**30)
     """A connection that owes its peer more than this is cut off: answers to a peer that never reads count too."""
-    http2_send_buffer_bytes: int = Field(default=32_768, ge=4_096)
+    http2_send_buffer_bytes: int = Field(default=32_768, ge=4_096, le=2**30)
     """The kernel's send buffer of a connection (Linux doubles it); its own choice is megabytes for slow readers."""
-    http2_request_bytes_max: int = Field(default=8 * 1024 * 1024, ge=65_536)
+    http2_request_bytes_max: int = Field(default=8 * 1024 * 1024, ge=65_536, le=2**30)
     """Incomplete requests that one connection may make us keep."""
-    http2_header_list_bytes_max: int = Field(default=16_384, ge=4_096)
+    http2_header_list_bytes_max: int = Field(default=16_384, ge=4_096, le=2**24)
     """Metadata beyond is refused with RESOURCE_EXHAUSTED, beyond four times as much the connection is ended."""
 
     http2_handshake_seconds_max: float = Field(default=10.0, gt=0, le=600)
