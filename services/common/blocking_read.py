@@ -58,13 +58,23 @@ class _Replies(asyncio.Protocol):
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(error)
 
-    async def ask(self, transport: asyncio.WriteTransport, command: bytes) -> Any:
-        """Sends a command and waits for what was made of its reply."""
+    async def ask(self, transport: asyncio.WriteTransport, command: bytes, timeout_seconds: float) -> Any:
+        """Sends a command and waits for what was made of its reply.
+
+        Raises:
+            TimeoutError: there is none in time. The connection is of no use then.
+        """
         if self._lost is not None:
             raise self._lost
-        self._reply = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._reply = loop.create_future()
         transport.write(command)
-        return await self._reply
+        # asyncio.timeout costs ten calls for each signal that comes alone.
+        late = loop.call_later(timeout_seconds, self._fail, TimeoutError("Redis does not answer in time"))
+        try:
+            return await self._reply
+        finally:
+            late.cancel()
 
 
 class BlockingRead:
@@ -142,10 +152,9 @@ class BlockingRead:
             self._name,
             str(cursor),
         )
-        async with asyncio.timeout(self._timeout_seconds):
-            entries: tuple[Entry, ...] | None = await self._replies.ask(
-                self._transport, hiredis.pack_command(words)
-            )
+        entries: tuple[Entry, ...] | None = await self._replies.ask(
+            self._transport, hiredis.pack_command(words), self._timeout_seconds
+        )
         return entries
 
     async def _by_client(self, cursor: EntryId) -> tuple[Entry, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from random import Random
@@ -165,6 +167,27 @@ async def test_the_tail_outlasts_a_server_that_is_not_there_at_the_start() -> No
             assert isinstance(await anext(events), tail.Disconnected)
             await server.start()
             assert await anext(events) == tail.Connected()
+
+
+async def test_a_server_that_hangs_is_told_and_nothing_is_missed() -> None:
+    async with (
+        embedded_redis(appendfsync="no") as server,
+        stream.connect(server.url, timeout_seconds=0.3) as client,
+        aclosing(tail.tail(client, NAME, BEGINNING, block_ms=50, check_seconds=3_600)) as events,
+    ):
+        assert await anext(events) == tail.Connected()
+        await append(client, b"0")
+        assert await collect(events, 1) == [b"0"]
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            told = await next_of(events, tail.Disconnected)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert isinstance(told, tail.Disconnected)
+        assert told.error.reason == "REDIS_TIMEOUT"
+        assert await next_of(events, tail.Connected) == tail.Connected()
+        await append(client, b"1")
+        assert await collect(events, 1) == [b"1"]
 
 
 async def test_closing_the_tail_frees_its_connection(redis_url: str) -> None:
