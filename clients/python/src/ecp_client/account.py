@@ -34,7 +34,7 @@ class Holding:
     take_profit_e8: int
     state: HoldingState = HoldingState.HELD
     reason: int = 0
-    """copying.Reason of a refusal."""
+    """copying.Reason of a refusal, of the position or, where it is held and `short`, of its enlargement."""
     short: bool = False
     """An enlargement was refused: the account may hold less than its settings say, never more."""
     scale: Scale | None = None
@@ -81,8 +81,7 @@ class Account:
         entry = self.holdings.get(position_id)
         if entry is None or entry.state is not HoldingState.HELD:
             return False
-        entry.state = HoldingState.CLOSED_BY_USER
-        entry.volume_lots_e8 = 0
+        entry.state, entry.reason, entry.volume_lots_e8 = HoldingState.CLOSED_BY_USER, 0, 0
         return True
 
     def order_cancelled_by_user(self, order_id: int) -> bool:

@@ -14,6 +14,7 @@ from ecp_client.copying.scaling import (
     Scaling,
     by_equity,
     by_risk,
+    stop_distance_e8,
 )
 from ecp_client.copying.settings import CopySettings
 from ecp_client.scale import Scale, ratio
@@ -106,18 +107,21 @@ class Copier:
             return reason
         return self._protection(sequenced, decision)
 
-    def wanted(self, signal: pb.Signal, scale: Scale | None = None) -> Decision:
+    def wanted(
+        self, signal: pb.Signal, scale: Scale | None = None, *, is_there: bool = False, late: bool = False
+    ) -> Decision:
         """What the settings alone give for a signal that opens: COPY or RESIZE, or SKIP below the least volume.
 
-        `scale` is that of a position or order that is there already; None chooses one.
+        `scale` is that of a position or order that is there already. None chooses one, unless `is_there`: then it
+        is the multiplier of the settings. `late`: the signal's price says nothing of what the price is now.
         """
         settings = self.settings
         master_volume_e8 = signal.volume_lots_e8
         stop_loss_e8, take_profit_e8 = settings.stops_for(signal.stop_loss_e8, signal.take_profit_e8)
         symbol = settings.symbol_for(signal.symbol)
         lacks = Reason.NONE
-        if scale is None and settings.scaling is not Scaling.MULTIPLIER:
-            chosen = self._choose_scale(signal, symbol, stop_loss_e8)
+        if scale is None and not is_there and settings.scaling is not Scaling.MULTIPLIER:
+            chosen = self._choose_scale(signal, symbol, stop_loss_e8, late)
             scale, lacks = (None, chosen) if isinstance(chosen, Reason) else (chosen, Reason.NONE)
         volume_e8 = 0 if lacks else settings.volume_for(master_volume_e8, scale)
         if lacks or volume_e8 == 0:
@@ -138,7 +142,7 @@ class Copier:
             scale=scale,
         )
 
-    def _choose_scale(self, signal: pb.Signal, symbol: str, stop_loss_e8: int) -> Scale | Reason:
+    def _choose_scale(self, signal: pb.Signal, symbol: str, stop_loss_e8: int, late: bool) -> Scale | Reason:
         """The scale of a new position or order where that is not the multiplier, or why there is none."""
         settings = self.settings
         if self._replayed_scale is not None:
@@ -148,8 +152,25 @@ class Copier:
         equity_e8 = self._equity() if self._equity is not None else None
         if settings.scaling is Scaling.EQUITY:
             return by_equity(equity_e8, self.mirror.equity_e8, settings.volume_multiplier_e4)
+        side = settings.side_for(signal.side)
+        price_e8 = self._entry_price(signal, symbol, side)
+        if price_e8 is None:
+            if late:
+                return Reason.NO_PRICE
+            price_e8 = signal.price_e8
         value_e8 = self._point_value(symbol) if self._point_value is not None else None
-        return by_risk(equity_e8, value_e8, settings.risk_bps, signal, stop_loss_e8)
+        distance_e8 = stop_distance_e8(side, price_e8, stop_loss_e8)
+        return by_risk(equity_e8, value_e8, settings.risk_bps, signal.volume_lots_e8, distance_e8)
+
+    def _entry_price(self, signal: pb.Signal, symbol: str, side: int) -> int | None:
+        """The price at which the account would come in, or None where only a quote could tell and there is none."""
+        if signal.kind == pb.SIGNAL_KIND_PENDING_PLACE:
+            return signal.stop_limit_price_e8 or signal.price_e8
+        quote = self._quotes(symbol) if self._quotes is not None else None
+        if quote is None:
+            return None
+        bid_e8, ask_e8 = quote
+        return ask_e8 if side == pb.SIDE_BUY else bid_e8
 
     def _too_late(
         self, sequenced: pb.SequencedSignal, decision: Decision, now_us: int, degraded: bool

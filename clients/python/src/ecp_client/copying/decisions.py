@@ -56,7 +56,7 @@ class Reason(enum.IntEnum):
     NO_EQUITY = 17
     """Skipped: the volume depends on equity, or on a symbol's value, that is not known."""
     NO_STOP = 18
-    """Skipped: the volume depends on the distance to the stop loss, and there is none."""
+    """Skipped: the volume depends on the distance to the stop loss, and there is none, or it would be hit at once."""
     FIXED_VOLUME = 19
     """Resized: every position has the same volume."""
     EQUITY = 20
@@ -65,6 +65,8 @@ class Reason(enum.IntEnum):
     """Resized: so that the stop loss costs a share of equity."""
     PROTECTION_FAILED = 22
     """Skipped: the application's own protection raised instead of answering."""
+    NO_PRICE = 23
+    """Skipped by a full sync: the volume depends on what the price is now, and there is no quote."""
 
 
 TAKEN = frozenset(

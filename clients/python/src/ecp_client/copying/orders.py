@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ecp_client.account import Holding, HoldingState, OrderHolding
 from ecp_client.copying.decisions import Action, Decision, Reason
-from ecp_client.copying.positions import not_held, open_
+from ecp_client.copying.positions import not_held, open_, restate
 from execution.common.v1 import signal_pb2 as pb
 
 if TYPE_CHECKING:
@@ -97,11 +97,21 @@ def fill(
     account = copier.account
     order = account.orders.pop(signal.order_id, None)
     if order is not None and order.state is HoldingState.CLOSED_BY_USER:
-        if signal.position_id not in account.holdings:
-            account.holdings[signal.position_id] = Holding(
-                signal.position_id, order.symbol, order.side, 0, 0, 0, HoldingState.CLOSED_BY_USER
-            )
-        return Decision(Action.SKIP, Reason.CLOSED_BY_USER, order.symbol, order.side)
+        return _not_filled(copier, order, sequenced, now_us, degraded)
     committed = order is not None and order.state is HoldingState.HELD
     scale = order.scale if order is not None and committed else None
     return open_(copier, sequenced, signal, now_us, degraded, committed=committed, scale=scale)
+
+
+def _not_filled(
+    copier: Copier, order: OrderHolding, sequenced: pb.SequencedSignal, now_us: int, degraded: bool
+) -> Decision:
+    """The user cancelled the order: it opens nothing, and enlarges nothing that is held."""
+    holdings, position_id = copier.account.holdings, sequenced.signal.position_id
+    held = holdings.get(position_id)
+    if held is not None and held.state is HoldingState.HELD:
+        return restate(copier, held, sequenced, now_us, degraded, refused=Reason.CLOSED_BY_USER)
+    if held is None:
+        state = HoldingState.CLOSED_BY_USER
+        holdings[position_id] = Holding(position_id, order.symbol, order.side, 0, 0, 0, state)
+    return Decision(Action.SKIP, Reason.CLOSED_BY_USER, order.symbol, order.side)

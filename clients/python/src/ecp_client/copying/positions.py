@@ -22,14 +22,18 @@ def open_(
     *,
     committed: bool = False,
     scale: Scale | None = None,
+    late: bool = False,
 ) -> Decision:
-    """OPEN, and PENDING_FILL once its order is settled. A position that is there is restated: side and total volume."""
+    """OPEN, and PENDING_FILL once its order is settled. A position that is there is restated: side and total volume.
+
+    `late`: a full sync opens it, at a price that is not the signal's.
+    """
     holdings = copier.account.holdings
     position_id = signal.position_id
     held = holdings.get(position_id)
     if held is not None and held.state is not HoldingState.REFUSED:
-        return _restate(copier, held, sequenced, now_us, degraded)
-    decision = copier.wanted(signal, scale)
+        return restate(copier, held, sequenced, now_us, degraded, committed=committed)
+    decision = copier.wanted(signal, scale, late=late)
     if decision.action is not Action.SKIP:
         reason = copier.refusal(sequenced, decision, now_us, degraded=degraded, committed=committed)
         if reason:
@@ -51,11 +55,21 @@ def open_(
     return decision
 
 
-def _restate(
-    copier: Copier, held: Holding, sequenced: pb.SequencedSignal, now_us: int, degraded: bool
+def restate(
+    copier: Copier,
+    held: Holding,
+    sequenced: pb.SequencedSignal,
+    now_us: int,
+    degraded: bool,
+    *,
+    committed: bool = False,
+    refused: Reason = Reason.NONE,
 ) -> Decision:
-    """The master enlarged, reduced or reversed a position that was copied before (netting)."""
-    decision = copier.wanted(sequenced.signal, held.scale)
+    """The master enlarged, reduced or reversed a position that was copied before (netting).
+
+    `refused`: why the account takes no part in what is more, whatever its settings say.
+    """
+    decision = copier.wanted(sequenced.signal, held.scale, is_there=True)
     if held.state is HoldingState.CLOSED_BY_USER:
         decision.action, decision.reason, decision.volume_lots_e8 = Action.SKIP, Reason.CLOSED_BY_USER, 0
         return decision
@@ -64,21 +78,23 @@ def _restate(
         return _settle(held, decision)
     reason = decision.reason
     if decision.volume_lots_e8:
-        reason = copier.refusal(sequenced, decision, now_us, degraded=degraded)
+        reason = refused or copier.refusal(
+            sequenced, decision, now_us, degraded=degraded, committed=committed
+        )
     if reason and not turned:
-        return _stay_short(held, decision, reason, degraded)
+        return _stay_short(held, decision, reason, degraded=degraded)
     if turned and (reason or not decision.volume_lots_e8):
         # The master left the old side: so does the account, whatever it thinks of the new one.
         decision.action, decision.reason, decision.volume_lots_e8 = Action.RESIZE, reason, 0
         held.state, held.reason, held.volume_lots_e8 = HoldingState.REFUSED, reason, 0
         return decision
-    held.side, held.short = decision.side, False
+    held.side = decision.side
     return _settle(held, decision)
 
 
-def _stay_short(held: Holding, decision: Decision, reason: Reason, degraded: bool) -> Decision:
+def _stay_short(held: Holding, decision: Decision, reason: Reason, *, degraded: bool) -> Decision:
     """An enlargement was refused: what is held stays, with the stops that the master restated along with it."""
-    held.short = True
+    held.short, held.reason = True, reason
     stops = (decision.stop_loss_e8, decision.take_profit_e8)
     moves = stops != (held.stop_loss_e8, held.take_profit_e8)
     if moves and (not degraded or tightens(held.side, held.stop_loss_e8, decision.stop_loss_e8)):
@@ -92,6 +108,7 @@ def _stay_short(held: Holding, decision: Decision, reason: Reason, degraded: boo
 
 def _settle(held: Holding, decision: Decision) -> Decision:
     """Makes the holding what the decision says; below the least volume it is closed."""
+    held.short, held.reason = False, Reason.NONE
     held.volume_lots_e8 = decision.volume_lots_e8
     held.stop_loss_e8, held.take_profit_e8 = decision.stop_loss_e8, decision.take_profit_e8
     if decision.volume_lots_e8 == 0:
@@ -153,7 +170,7 @@ def partial_close(
     same = volume_e8 == signal.volume_lots_e8
     return Decision(
         Action.COPY if same else Action.RESIZE,
-        Reason.NONE if same else copier.settings.scaling_reason,
+        Reason.NONE if same else _reduced_because(copier, before, signal.volume_lots_e8),
         before.symbol,
         before.side,
         volume_e8,
@@ -174,17 +191,35 @@ def close_by(
         left = positions.get(ticket)
         volumes.append(_reduce(copier, ticket, left.volume_lots_e8 if left is not None else 0))
     if not held:
-        return not_held(entries[0])
+        return not_held(next((entry for entry in entries if entry is not None and _by_hand(entry)), None))
+    survivor = next(
+        (entry for entry in entries if entry is not None and entry.position_id in positions), None
+    )
     same = sum(volumes) == signal.volume_lots_e8
     return Decision(
         Action.COPY if same else Action.RESIZE,
-        Reason.NONE if same else copier.settings.scaling_reason,
+        Reason.NONE if same else _reduced_because(copier, survivor, signal.volume_lots_e8),
         held[0].symbol,
         held[0].side,
         volumes[0],
         signal.price_e8,
         opposite_volume_lots_e8=volumes[1],
     )
+
+
+def _by_hand(entry: Holding) -> bool:
+    return entry.state is HoldingState.CLOSED_BY_USER
+
+
+def _reduced_because(copier: Copier, held: Holding | None, remaining_e8: int) -> Reason:
+    """Why the account has another volume than the master after a reduction, which has been brought to `held`."""
+    if held is None:
+        return Reason.NOT_HELD
+    if _by_hand(held):
+        return Reason.CLOSED_BY_USER
+    if held.state is HoldingState.REFUSED or held.short:
+        return Reason(held.reason)
+    return copier.settings.resized_because(remaining_e8, held.scale)
 
 
 def _reduce(copier: Copier, position_id: int, remaining_e8: int) -> int:
@@ -198,7 +233,9 @@ def _reduce(copier: Copier, position_id: int, remaining_e8: int) -> int:
         return 0
     if held.state is not HoldingState.HELD:
         return 0
-    held.volume_lots_e8 = min(held.volume_lots_e8, copier.settings.volume_for(remaining_e8, held.scale))
+    volume_e8 = copier.settings.volume_for(remaining_e8, held.scale)
+    if volume_e8 <= held.volume_lots_e8:
+        held.volume_lots_e8, held.short, held.reason = volume_e8, False, Reason.NONE
     if held.volume_lots_e8 == 0:
         # Less than the least volume would remain: closed here, while the master goes on.
         held.state, held.reason = HoldingState.REFUSED, Reason.VOLUME_MIN

@@ -113,11 +113,11 @@ def _align_position(
         return
     if holding is not None:
         before = (holding.side, holding.volume_lots_e8, holding.stop_loss_e8, holding.take_profit_e8)
-        if holding.short and _would_grow(copier, holding, position):
+        if holding.short and holding.reason != Reason.DEGRADED and _would_grow(copier, holding, position):
             yield from _align_stops(copier, holding, position)
             return
     sequenced = _as_opening(position, master_id)
-    decision = positions.open_(copier, sequenced, sequenced.signal, now_us, False)
+    decision = positions.open_(copier, sequenced, sequenced.signal, now_us, False, late=True)
     after = copier.account.holdings[ticket]
     if before is None:
         if decision.action is Action.SKIP:
@@ -132,7 +132,7 @@ def _align_position(
 
 def _fill_in(copier: Copier, holding: Holding, position: BookPosition) -> Decision:
     """The rest of a holding of which only the ticket is known: it was opened, so no limit applies any more."""
-    decision = copier.wanted(_as_opening(position, 0).signal, holding.scale)
+    decision = copier.wanted(_as_opening(position, 0).signal, holding.scale, is_there=True)
     holding.scale = decision.scale
     holding.symbol, holding.side = decision.symbol, decision.side
     holding.volume_lots_e8 = decision.volume_lots_e8
@@ -180,7 +180,7 @@ def _align_order(
         return
     if entry.side == pb.SIDE_UNSPECIFIED:
         # Only the ticket is known: it was placed with what the settings give.
-        decision = copier.wanted(sequenced.signal, entry.scale)
+        decision = copier.wanted(sequenced.signal, entry.scale, is_there=True)
         entry.scale = decision.scale
         entry.symbol, entry.side, entry.volume_lots_e8 = (
             decision.symbol,

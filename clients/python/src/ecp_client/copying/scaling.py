@@ -44,16 +44,22 @@ def by_equity(own_e8: int | None, masters_e8: int, multiplier_e4: int) -> Scale 
 
 
 def by_risk(
-    own_e8: int | None, value_e8: int | None, risk_bps: int, signal: pb.Signal, stop_loss_e8: int
+    own_e8: int | None, value_e8: int | None, risk_bps: int, master_volume_e8: int, distance_e8: int
 ) -> Scale | Reason:
-    """The scale of RISK: equity at risk over what one lot loses between the signal's price and the account's stop.
+    """The scale of RISK: equity at risk over what one lot loses on the way from the price to the account's stop.
 
-    NO_STOP without a stop loss or a price, NO_EQUITY when equity or the symbol's value is not known.
+    NO_STOP when there is no way to a stop, NO_EQUITY when equity or the symbol's value is not known.
     """
-    distance_e8 = abs(signal.price_e8 - stop_loss_e8)
-    if stop_loss_e8 == 0 or signal.price_e8 == 0 or distance_e8 == 0:
+    if distance_e8 <= 0:
         return Reason.NO_STOP
-    if own_e8 is None or own_e8 <= 0 or value_e8 is None or value_e8 <= 0 or signal.volume_lots_e8 <= 0:
+    if own_e8 is None or own_e8 <= 0 or value_e8 is None or value_e8 <= 0 or master_volume_e8 <= 0:
         return Reason.NO_EQUITY
     lots_e8 = own_e8 * risk_bps * E8 * E8 // (BASIS_POINTS * distance_e8 * value_e8)
-    return ratio(lots_e8, signal.volume_lots_e8)
+    return ratio(lots_e8, master_volume_e8)
+
+
+def stop_distance_e8(side: int, price_e8: int, stop_loss_e8: int) -> int:
+    """How far the stop loss of a position of this side is from the price; 0 or less when nothing stops a loss."""
+    if not price_e8 or not stop_loss_e8:
+        return 0
+    return price_e8 - stop_loss_e8 if side == pb.SIDE_BUY else stop_loss_e8 - price_e8
