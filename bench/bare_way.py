@@ -1,8 +1,9 @@
-"""The least that our way costs: door, Valkey and fan-out that check nothing; `python -m bench.bare_way ROLE SOCKET`.
+"""The least that a way costs on which nothing is checked; `python -m bench.bare_way ROLE SOCKET`.
 
 The same processes with the same event loop, log and sockets as ours, between the same clients: the door appends what
 comes to a stream, the fan-out reads it there and writes it to everybody. Nothing is signed, parsed, put in order or
-remembered. It speaks as much NATS as the benchmark's clients do.
+remembered. Two ways are shorter than ours: a process that is door and fan-out and delivers what the log has taken, and
+a relay that has no log at all. They speak as much NATS as the benchmark's clients do.
 """
 
 from __future__ import annotations
@@ -11,34 +12,39 @@ import asyncio
 import json
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 import uvloop
 
-from bench.process import worker
+from bench.process import Worker, worker
 from mesh.ports import LOOPBACK
 
+_MODULE: Final = "bench.bare_way"
 _STREAM: Final = b"bench:bare"
-_DOOR, _FANOUT = "door", "fanout"
+_DOOR, _FANOUT, _ONE, _RELAY = "door", "fanout", "one process", "relay"
 _READY_SECONDS_MAX: Final = 30.0
 _ENTRIES_MAX: Final = b"10000"
 _LINE_END: Final = b"\r\n"
-_STORED: Final = b'{"stream":"bare"}'
+_ACKNOWLEDGEMENT: Final = b'MSG _ 1 17\r\n{"stream":"bare"}\r\n'
 
 
 @dataclass(frozen=True, slots=True)
 class BareWay:
-    """Both processes, ready."""
+    """The processes of a way, ready."""
 
     door_port: int
     fanout_port: int
     names: dict[int, str]
     """Of the processes, by their ids."""
+
+
+Way = Callable[..., AbstractAsyncContextManager[BareWay]]
 
 
 @asynccontextmanager
@@ -48,13 +54,41 @@ async def bare_way(socket: Path, *, core: int | None) -> AsyncIterator[BareWay]:
     Raises:
         MeshError: one of them did not start.
     """
-    module = "bench.bare_way"
     async with (
-        worker(core, module, _DOOR, str(socket)) as door,
-        worker(core, module, _FANOUT, str(socket)) as out,
+        worker(core, _MODULE, _DOOR, str(socket)) as door,
+        worker(core, _MODULE, _FANOUT, str(socket)) as out,
     ):
-        ports = [json.loads(await one.line(_READY_SECONDS_MAX))["port"] for one in (door, out)]
-        yield BareWay(ports[0], ports[1], {door.pid: _DOOR, out.pid: _FANOUT})
+        door_port, _ = await _ports(door)
+        _, fanout_port = await _ports(out)
+        yield BareWay(door_port, fanout_port, {door.pid: _DOOR, out.pid: _FANOUT})
+
+
+@asynccontextmanager
+async def bare_process(socket: Path, *, core: int | None) -> AsyncIterator[BareWay]:
+    """One process that is door and fan-out, before the Valkey behind `socket`, until the block ends.
+
+    Raises:
+        MeshError: it did not start.
+    """
+    async with worker(core, _MODULE, _ONE, str(socket)) as one:
+        yield BareWay(*await _ports(one), {one.pid: _ONE})
+
+
+@asynccontextmanager
+async def bare_relay(socket: Path, *, core: int | None) -> AsyncIterator[BareWay]:
+    """One process that passes on what comes, until the block ends. It leaves the Valkey behind `socket` alone.
+
+    Raises:
+        MeshError: it did not start.
+    """
+    async with worker(core, _MODULE, _RELAY, str(socket)) as one:
+        yield BareWay(*await _ports(one), {one.pid: _RELAY})
+
+
+async def _ports(process: Worker) -> tuple[int, int]:
+    """Where it listens for the master and for subscribers."""
+    ports = json.loads(await process.line(_READY_SECONDS_MAX))["ports"]
+    return ports[0], ports[1]
 
 
 class _Log(asyncio.Protocol):
@@ -81,11 +115,18 @@ class _Log(asyncio.Protocol):
             self.answered(reply)
 
 
-class _Peer(asyncio.Protocol):
-    """A client."""
+class _Server(Protocol):
+    async def begin(self) -> None: ...
 
-    def __init__(self, server: _Door | _Fanout) -> None:
+    def published(self, transport: asyncio.Transport, payload: bytes) -> None: ...
+
+
+class _Peer(asyncio.Protocol):
+    """A client; one that subscribes is written to."""
+
+    def __init__(self, server: _Server, subscribers: list[asyncio.Transport] | None) -> None:
         self._server = server
+        self._subscribers = subscribers
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -102,39 +143,63 @@ class _Peer(asyncio.Protocol):
                 end = start + length
             elif data.startswith(b"PING", position):
                 self._transport.write(b"PONG\r\n")
-                self._server.came(self._transport)
+                if self._subscribers is not None:
+                    self._subscribers.append(self._transport)
             position = end + 2
         self._rest = data[position:]
+
+
+def _tell(subscribers: list[asyncio.Transport], payload: bytes) -> None:
+    message = b"MSG _ 1 %d\r\n%b\r\n" % (len(payload), payload)
+    for one in subscribers:
+        one.write(message)
 
 
 class _Door:
     """Appends and acknowledges."""
 
-    def __init__(self, log: _Log) -> None:
+    def __init__(self, log: _Log, subscribers: list[asyncio.Transport]) -> None:
         self._log = log
-        self._waiting: deque[asyncio.Transport] = deque()
+        self._subscribers = subscribers
+        self._waiting: deque[tuple[asyncio.Transport, bytes]] = deque()
         log.answered = self._appended
 
     async def begin(self) -> None:
         """There is nothing to wait for."""
 
-    def came(self, transport: asyncio.Transport) -> None:
-        """Masters speak first."""
-
     def published(self, transport: asyncio.Transport, payload: bytes) -> None:
-        self._waiting.append(transport)
+        """Asks the log to take it."""
+        self._waiting.append((transport, payload))
         self._log.call(b"XADD", _STREAM, b"MAXLEN", b"~", _ENTRIES_MAX, b"*", b"b", payload)
 
     def _appended(self, reply: object) -> None:
-        self._waiting.popleft().write(b"MSG _ 1 %d\r\n%b\r\n" % (len(_STORED), _STORED))
+        transport, _ = self._waiting.popleft()
+        transport.write(_ACKNOWLEDGEMENT)
+
+
+class _One(_Door):
+    """Appends, delivers what the log has taken, and acknowledges."""
+
+    def _appended(self, reply: object) -> None:
+        _tell(self._subscribers, self._waiting[0][1])
+        super()._appended(reply)
+
+
+class _Relay(_Door):
+    """Delivers and acknowledges."""
+
+    def published(self, transport: asyncio.Transport, payload: bytes) -> None:
+        """Passes it on."""
+        _tell(self._subscribers, payload)
+        transport.write(_ACKNOWLEDGEMENT)
 
 
 class _Fanout:
     """Reads what is new and writes it to everybody."""
 
-    def __init__(self, log: _Log) -> None:
+    def __init__(self, log: _Log, subscribers: list[asyncio.Transport]) -> None:
         self._log = log
-        self._peers: list[asyncio.Transport] = []
+        self._subscribers = subscribers
         self._after = b"$"
         log.answered = self._came
 
@@ -142,32 +207,37 @@ class _Fanout:
         """Waits for what comes next."""
         self._log.call(b"XREAD", b"COUNT", b"100", b"BLOCK", b"0", b"STREAMS", _STREAM, self._after)
 
-    def came(self, transport: asyncio.Transport) -> None:
-        self._peers.append(transport)
-
     def published(self, transport: asyncio.Transport, payload: bytes) -> None:
-        """Subscribers publish nothing."""
+        """Nobody publishes here."""
 
     def _came(self, reply: list[Any]) -> None:
-        entries = reply[0][1]
-        for key, (_, payload) in entries:
+        for key, (_, payload) in reply[0][1]:
             self._after = key
-            message = b"MSG _ 1 %d\r\n%b\r\n" % (len(payload), payload)
-            for peer in self._peers:
-                peer.write(message)
+            _tell(self._subscribers, payload)
         self._log.call(b"XREAD", b"COUNT", b"100", b"BLOCK", b"0", b"STREAMS", _STREAM, self._after)
 
 
+_SERVERS: Final[dict[str, type[_Door | _Fanout]]] = {
+    _DOOR: _Door,
+    _FANOUT: _Fanout,
+    _ONE: _One,
+    _RELAY: _Relay,
+}
+
+
 async def _serve(role: str, socket: str) -> None:
-    log = _Log(socket)
+    log, subscribers = _Log(socket), list[asyncio.Transport]()
     await log.connect()
-    server = _Door(log) if role == _DOOR else _Fanout(log)
+    server = _SERVERS[role](log, subscribers)
     await server.begin()
-    listening = await asyncio.get_running_loop().create_server(
-        lambda: _Peer(server), LOOPBACK, 0, backlog=1_024
-    )
-    print(json.dumps({"port": listening.sockets[0].getsockname()[1]}), flush=True)
-    await listening.serve_forever()
+    loop = asyncio.get_running_loop()
+    listening = [
+        await loop.create_server(partial(_Peer, server, told), LOOPBACK, 0, backlog=1_024)
+        for told in (None, subscribers)
+    ]
+    ports = [one.sockets[0].getsockname()[1] for one in listening]
+    print(json.dumps({"ports": ports}), flush=True)
+    await asyncio.gather(*(one.serve_forever() for one in listening))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from bench import end_to_end_master, end_to_end_readers, machine
 from bench.authority import answering
-from bench.bare_way import bare_way
+from bench.bare_way import Way, bare_process, bare_relay, bare_way
 from bench.end_to_end_master import Sending, Sent
 from bench.end_to_end_pace import Pace, now_us
 from bench.end_to_end_readers import RANKS, Reading, Received
@@ -42,6 +42,8 @@ NATS_PY: Final = "jetstream, nats-py"
 """With JetStream's own Python client instead of raw sockets."""
 BARE: Final = "bare way"
 """Door, Valkey and fan-out that check nothing: the least that our way can cost."""
+_SHORTER: Final = {"bare way, one process": bare_process, "bare way, no log": bare_relay}
+"""Ways that we do not go: door and fan-out in one process; and that without a log."""
 _READERS: Final = "bench.end_to_end_readers"
 # Each signal in a message of its own, and no rest between rounds of writing: what is measured is a delivery.
 _SINGLE: Final = {"MESSAGE_SIGNALS_MAX": "1", "COALESCING_DELAY_SECONDS_MAX": "0"}
@@ -205,14 +207,14 @@ class _Bench:
             readers = "bench.jetstream_nats_py" if who == NATS_PY else _READERS
             return await self._run(who, reading, sending, {self.nats.pid: "nats-server"}, readers)
 
-    async def bare(self, subscribers: int) -> Run:
-        """Our way without all that it is for."""
+    async def bare(self, subscribers: int, *, who: str = BARE, bare_way: Way = bare_way) -> Run:
+        """Our way, or a shorter one, without all that it is for."""
         pace = asdict(self.pace)
         async with bare_way(self.server.socket, core=self.placement.fanout) as way:
             subjects = (SUBJECT,) * subscribers
             reading = Reading(port=way.fanout_port, subscribers=subscribers, subjects=subjects, **pace)
             sending = Sending(port=way.door_port, subject=SUBJECT, inbox=INBOX, **pace)
-            return await self._run(BARE, reading, sending, {**way.names, self.server.pid: "log"})
+            return await self._run(who, reading, sending, {**way.names, self.server.pid: "log"})
 
     async def _run(
         self,
@@ -325,7 +327,9 @@ async def _measure_round(bench: _Bench, subscribers: int, report: EndToEndReport
     """Every side once, one after the other; what is told only beside the yardstick, in the first round."""
     report.runs.append(await bench.quietest(partial(bench.ours, subscribers)))
     if is_first:
-        report.runs.append(await bench.quietest(partial(bench.bare, subscribers)))
+        for who, way in {BARE: bare_way, **_SHORTER}.items():
+            once = partial(bench.bare, subscribers, who=who, bare_way=way)
+            report.runs.append(await bench.quietest(once))
     if bench.nats is None:
         return
     ways = [YARDSTICK]
@@ -341,6 +345,7 @@ def _results(report: EndToEndReport, subscribers: int) -> list[Result]:
     details: dict[str, Any] = {
         "runs": [one.details() for one in ours],
         "bare_way_runs": [one.details() for one in report.of(BARE, subscribers)],
+        "shorter_way_runs": {who: [one.details() for one in report.of(who, subscribers)] for who in _SHORTER},
         "yardstick_runs": [one.details() for one in theirs],
         "yardstick_runs_with_acknowledgements": [
             one.details() for one in report.of(ACKNOWLEDGED, subscribers)

@@ -79,6 +79,10 @@ def test_every_signal_reaches_every_subscriber_in_a_message_of_its_own(tmp_path:
         (bare,) = result["details"]["bare_way_runs"]
         assert_all_delivered(bare, count)
         assert set(bare["cores"]) == {"door", "log", "fanout", "master", "readers", "bench"}
+        shorter = result["details"]["shorter_way_runs"]
+        assert set(shorter) == {"bare way, one process", "bare way, no log"}
+        for (one,) in shorter.values():
+            assert_all_delivered(one, count)
 
 
 @pytest.mark.skipif(bool(lacks_jetstream()), reason=lacks_jetstream())
