@@ -7,9 +7,10 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import grpc
+from prometheus_client import Gauge
 
 from services.common.errors import ConfigurationError
 from services.common.settings import ServiceSettings
@@ -19,6 +20,12 @@ _log = logging.getLogger(__name__)
 PEM_BYTES_MAX = 1_048_576
 # Or OpenSSL would ask for a passphrase at the terminal, and the service stand still.
 _NO_PASSPHRASE = ""
+
+EXPIRES: Final = Gauge(
+    "tls_certificate_expires_timestamp_seconds",
+    "When the certificate that the server shows, or the first of those that came with it, ends.",
+    ("file",),
+)
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
@@ -77,6 +84,7 @@ def load_certificate(context: ssl.SSLContext, files: ServerFiles) -> None:
             where="TLS_CERTIFICATE_FILE",
             do="check the TLS_..._FILE settings",
         ) from error
+    _tell_expiry(files.certificate)
 
 
 def server_credentials(files: ServerFiles) -> grpc.ServerCredentials:
@@ -127,7 +135,22 @@ class _Reloading:
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         chain = [(read_pem(self._files.key), read_pem(self._files.certificate))]
         client_ca = None if self._files.client_ca is None else read_pem(self._files.client_ca)
+        _tell_expiry(self._files.certificate)
         return grpc.ssl_server_certificate_configuration(chain, client_ca)
+
+
+def _tell_expiry(path: Path) -> None:
+    """Sets the metric of a certificate that is in use from now on."""
+    # Not at the top: it takes memory that a process without TLS need not have.
+    from cryptography import x509
+
+    try:
+        certificates = x509.load_pem_x509_certificates(read_pem(path))
+    except (ConfigurationError, ValueError) as error:
+        _log.warning("cannot tell when %s ends: %s", path, error)
+        return
+    ends = min(certificate.not_valid_after_utc for certificate in certificates)
+    EXPIRES.labels(str(path)).set(ends.timestamp())
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
