@@ -147,6 +147,14 @@ RECORD_PENDING = Gauge("fanout_record_pending", "Positions that wait for the led
 RING_BYTES = Gauge("fanout_ring_bytes", "About what the ring costs in memory.")
 RING_MASTERS = Gauge("fanout_ring_masters", "Masters with a log in the ring.")
 
+# What alerts count must be there before it first happens: the increase from nothing to 1 is none to Prometheus.
+for _event in ("disconnected", "trimmed", "restored", "missed", "replaced"):
+    TAIL_BROKEN.labels(_event)
+for _result in ("recorded", "failed", "dropped", "dropped_transition"):
+    RECORDED.labels(_result)
+for _limit in ("unacknowledged_seconds", "catch_up_seconds", "signals", "bytes", "seconds"):
+    SLOW_READERS.labels("ended", _limit)
+
 
 def written(message: Message, times: int, now_us: int) -> None:
     """A message of signals was written, to so many streams."""

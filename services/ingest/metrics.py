@@ -107,6 +107,8 @@ for _reason in CUT_REASONS:
     CUT.labels(_reason)
 for _state in ("open", "unauthenticated", "refused"):
     CONNECTIONS.labels(_state)
+for _result in ("cached", "allowed", "refused", "grace", "unavailable", "overloaded"):
+    AUTHORISATIONS.labels(_result)
 
 
 _shards_up: dict[int, bool] = {}

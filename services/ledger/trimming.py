@@ -28,6 +28,9 @@ class Trimmer:
     def __init__(self, log: Log, settings: LedgerSettings) -> None:
         self._source = log
         self._settings = settings
+        # There from the start, as the increase from nothing to 1 is none to Prometheus.
+        for counter in (metrics.LOG_TRIMMED, metrics.LOG_VALVE_CUT, metrics.LOG_VALVE_UNARCHIVED):
+            counter.labels(str(log.shard))
         self._removed_before: int | None = None
         """How many entries the stream had lost when this process looked last, with those that it removed since."""
 

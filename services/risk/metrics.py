@@ -34,4 +34,8 @@ HEADS_UNREAD: Final = Counter(
 )
 LICENSES_CACHED: Final = Gauge("risk_licenses_cached", "Licenses in the cache.")
 
+# The increase from nothing to 1 is none to Prometheus.
+for _result in ("applied", "seen", "repaired", "unknown_user", "failed"):
+    APPLIED.labels(_result)
+
 SCORE_BOUNDS: Final = (10, 25, 50, 65, 80, 90, 99, 100)

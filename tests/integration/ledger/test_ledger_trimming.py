@@ -143,3 +143,11 @@ async def test_its_own_trimming_is_not_taken_for_the_valves(
     await trimmer.round()
     assert count_of("ledger_log_valve_entries_total") == before
     assert count_of("ledger_log_entries") < 300
+
+
+async def test_what_is_counted_is_there_before_it_happens(
+    redis: stream.Redis, ledger_config: LedgerSettings
+) -> None:
+    Trimmer(Log(redis, shard=63), ledger_config)
+    for name in ("trimmed_entries", "valve_entries", "valve_unarchived_entries"):
+        assert REGISTRY.get_sample_value(f"ledger_log_{name}_total", {"shard": "63"}) == 0.0
