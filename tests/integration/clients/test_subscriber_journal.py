@@ -94,6 +94,45 @@ class TestFiles:
         with pytest.raises(JournalError, match="not a journal"):
             list(read_journal(tmp_path))
 
+    @pytest.mark.parametrize("content", [b"something else entirely", b"\x00" * 9 + b"\x01"])
+    def test_a_file_that_is_no_journal_is_told_and_left_as_it_is(
+        self, tmp_path: Path, content: bytes
+    ) -> None:
+        """Begun again, it would have everything that the master holds opened once more."""
+        path = tmp_path / "0000000001.journal"
+        path.write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(JournalError, match="not a journal"):
+                Journal(tmp_path)
+        assert path.read_bytes() == content
+
+    def test_a_file_of_which_a_power_cut_left_only_zeros_is_begun_again(self, tmp_path: Path) -> None:
+        (tmp_path / "0000000001.journal").write_bytes(bytes(4_096))
+        assert list(read_journal(tmp_path)) == []
+        with Journal(tmp_path) as journal:
+            journal.append(encode(entry(1)))
+        assert len(list(read_journal(tmp_path))) == 1
+
+    def test_damage_in_front_of_whole_blocks_is_told_and_not_cut_off(self, tmp_path: Path) -> None:
+        """What lies behind it would be given to the application again."""
+        with Journal(tmp_path) as journal:
+            for sequence in (1, 2, 3):
+                journal.append(encode(entry(sequence)))
+        (path,) = tmp_path.glob("*.journal")
+        data = bytearray(path.read_bytes())
+        data[30] ^= 1
+        path.write_bytes(data)
+        for _ in range(2):
+            with pytest.raises(JournalError, match=r"damaged at byte 8.*put back a copy"):
+                Journal(tmp_path)
+        assert path.read_bytes() == data
+
+    def test_entries_of_a_later_version_are_told(self, tmp_path: Path) -> None:
+        with Journal(tmp_path) as journal:
+            journal.append(b"\xfe" + encode(entry(1))[1:])
+        with pytest.raises(JournalError, match="a later version"):
+            recover(tmp_path)
+
     def test_one_process_at_a_time(self, tmp_path: Path) -> None:
         with Journal(tmp_path), pytest.raises(JournalLockedError):
             Journal(tmp_path)

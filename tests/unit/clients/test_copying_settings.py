@@ -39,6 +39,17 @@ class TestSettings:
             {"scaling": Scaling.RISK},
             {"scaling": Scaling.RISK, "risk_bps": 10_001},
             {"risk_bps": 5},
+            {"volume_multiplier_e4": 0.5},
+            {"volume_multiplier_e4": True},
+            {"max_slippage_e8": 0.0003},
+            {"scaling": Scaling.RISK, "risk_bps": 1.5},
+            {"symbols": "EURUSD"},
+            {"symbols_excluded": "EURUSD"},
+            {"symbol_map": None},
+            {"sides": frozenset({"BUY"})},
+            {"hours": Hours(0, 60)},
+            {"scaling": "fixed", "volume_fixed_e8": 5},
+            {"volume_max_e8": 500_000, "volume_min_e8": 0},
         ],
     )
     def test_bad_values_are_refused(self, settings: dict[str, object]) -> None:

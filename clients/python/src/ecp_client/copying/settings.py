@@ -59,17 +59,36 @@ class CopySettings:
     """Older openings are skipped. What closes or reduces is never too old."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.volume_multiplier_e4 <= 0 or self.volume_step_e8 <= 0:
             raise SettingsError("volume_multiplier_e4 and volume_step_e8 must be positive")
         for name in ("volume_min_e8", "volume_max_e8", "max_slippage_e8", "max_signal_age_ms"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} must not be negative")
-        if 0 < self.volume_max_e8 < self.volume_min_e8:
-            raise SettingsError("volume_max_e8 is below volume_min_e8")
+        if 0 < self.volume_max_e8 < max(self.volume_min_e8, self.volume_step_e8):
+            raise SettingsError("volume_max_e8 is below volume_min_e8 or volume_step_e8")
         if (self.scaling is Scaling.FIXED) != (self.volume_fixed_e8 > 0):
             raise SettingsError("volume_fixed_e8 goes with FIXED, and must be positive then")
         if (self.scaling is Scaling.RISK) != (self.risk_bps > 0) or not 0 <= self.risk_bps <= RISK_BPS_MAX:
             raise SettingsError(f"risk_bps goes with RISK, and must be in 1..{RISK_BPS_MAX} then")
+
+    def _check_types(self) -> None:
+        """A float would make floats of volumes, and of a string every letter would count as a symbol."""
+        for name in _WHOLE_NUMBERS:
+            if type(getattr(self, name)) is not int:
+                raise SettingsError(f"{name} must be a whole number, not {getattr(self, name)!r}")
+        sets: tuple[object, ...] = (self.symbols, self.symbols_excluded)
+        if any(isinstance(names, str) for names in sets):
+            raise SettingsError("symbols and symbols_excluded must be sets of names")
+        if not isinstance(self.symbol_map, Mapping):
+            raise SettingsError("symbol_map must map names to names")
+        if not isinstance(self.scaling, Scaling):
+            raise SettingsError(f"scaling must be a Scaling, not {self.scaling!r}")
+        if not set(self.sides) <= {pb.SIDE_BUY, pb.SIDE_SELL}:
+            raise SettingsError("sides must be of SIDE_BUY and SIDE_SELL")
+        hours: object = self.hours
+        if not isinstance(hours, tuple) or not all(isinstance(window, Hours) for window in hours):
+            raise SettingsError("hours must be a tuple of Hours")
 
     def volume_for(self, master_volume_e8: int, scale: Scale | None = None) -> int:
         """The volume that the account holds of a position in which the master has `master_volume_e8`; 0 is none.
@@ -127,6 +146,17 @@ class CopySettings:
         """Whether positions are opened at this moment, in microseconds since 1970."""
         return not self.hours or any(window.hold(at_us) for window in self.hours)
 
+
+_WHOLE_NUMBERS = (
+    "volume_multiplier_e4",
+    "volume_fixed_e8",
+    "risk_bps",
+    "volume_step_e8",
+    "volume_min_e8",
+    "volume_max_e8",
+    "max_slippage_e8",
+    "max_signal_age_ms",
+)
 
 _RESIZED_BY = {
     Scaling.MULTIPLIER: Reason.MULTIPLIER,

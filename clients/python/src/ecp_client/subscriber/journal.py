@@ -13,7 +13,7 @@ from typing import BinaryIO, Self
 
 from ecp_client.disk import FileLock, FileLockedError, FsyncPolicy, sync_file, sync_folder
 from ecp_client.errors import ClosedError, JournalError, JournalLockedError, SettingsError
-from ecp_client.subscriber.journal_format import MAGIC, Entry, block, parse_block, parse_entries
+from ecp_client.subscriber.journal_format import MAGIC, Entry, block, block_end, parse_block, parse_entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Journal:
 
         Raises:
             JournalLockedError: another process has it open.
-            JournalError: the folder cannot be used.
+            JournalError: the folder cannot be used, or the last file is damaged, or is none of a journal.
         """
         self._settings = settings or JournalSettings()
         self._folder = folder
@@ -55,9 +55,9 @@ class Journal:
             raise JournalError(f"{folder}: {error.strerror}; give a folder that can be written to") from error
         try:
             self._open_last()
-        except OSError as error:
+        except (OSError, JournalError) as error:
             self._lock.release()
-            raise JournalError(f"{folder}: {error}") from error
+            raise error if isinstance(error, JournalError) else JournalError(f"{folder}: {error}") from error
 
     @property
     def is_file_full(self) -> bool:
@@ -131,7 +131,7 @@ class Journal:
             self._create(self._folder / f"{1:010d}.journal")
             return
         path = paths[-1]
-        end = _good_end(path.read_bytes())
+        end = _good_end(path)
         if end < len(MAGIC):
             self._create(path)
             return
@@ -165,25 +165,43 @@ def read_journal(folder: Path) -> Iterator[Entry]:
     paths = _paths(folder)
     for path in paths:
         data = path.read_bytes()
-        if data[: len(MAGIC)] != MAGIC:
-            if path == paths[-1] and len(data) < len(MAGIC):
+        if not _is_begun(path, data):
+            if path == paths[-1]:
                 return
             raise JournalError(f"{path}: not a journal")
         offset = len(MAGIC)
         while (parsed := parse_block(data, offset)) is not None:
             entries, offset = parsed
-            yield from parse_entries(entries)
+            try:
+                yield from parse_entries(entries)
+            except ValueError as error:
+                raise JournalError(f"{path}: {error}; a later version of the client wrote it") from error
         if offset < len(data) and path != paths[-1]:
             raise JournalError(f"{path}: damaged at byte {offset}")
 
 
-def _good_end(data: bytes) -> int:
-    if data[: len(MAGIC)] != MAGIC:
+def _good_end(path: Path) -> int:
+    """Where a torn end begins, or the file ends. Raises JournalError when there are whole blocks behind that."""
+    data = path.read_bytes()
+    if not _is_begun(path, data):
         return 0
     offset = len(MAGIC)
     while (parsed := parse_block(data, offset)) is not None:
         offset = parsed[1]
+    if parse_block(data, block_end(data, offset)) is not None:
+        raise JournalError(
+            f"{path}: damaged at byte {offset}, with whole blocks behind that; put back a copy"
+        )
     return offset
+
+
+def _is_begun(path: Path, data: bytes) -> bool:
+    """Whether a file has its beginning; a crash may have left none of it. Raises JournalError for any other file."""
+    if data[: len(MAGIC)] == MAGIC:
+        return True
+    if len(data) < len(MAGIC) or not data.strip(b"\x00"):
+        return False
+    raise JournalError(f"{path}: not a journal; give another folder, or put back a copy")
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -123,6 +123,14 @@ def parse_block(data: bytes, offset: int) -> tuple[bytes, int] | None:
     return entries, start + length
 
 
+def block_end(data: bytes, offset: int) -> int:
+    """Where the block at `offset` ends by its own account, which may be damaged."""
+    if len(data) - offset < _BLOCK.size:
+        return len(data)
+    _, length = _BLOCK.unpack_from(data, offset)
+    return offset + _BLOCK.size + int(length)
+
+
 def parse_entries(data: bytes) -> Iterator[Entry]:
     """The entries of one block.
 
