@@ -21,8 +21,10 @@ from services.fanout.domain.stream import ProgressCache, StreamLimits, state_of
 
 _log = logging.getLogger(__name__)
 
-# The more, the shorter signals wait for a tick among thousands of streams.
-_TICKS_PER_PROGRESS = 64
+# The more, the shorter signals wait for a tick among thousands of streams. A power of two.
+_TURNS = 64
+# Waking up costs more than looking at a few streams.
+_STREAMS_AT_ONCE = 8
 # A few streams need not be spread over as long a time as thousands.
 _DRAIN_SECONDS_EACH = 0.01
 _AGE_SPREAD = 0.1
@@ -63,7 +65,7 @@ class Hub:
         self._clock = clock
         self._limits = limits
         self._deliveries: dict[int, Delivery] = {}
-        self._by_turn: list[dict[int, Delivery]] = [{} for _ in range(_TICKS_PER_PROGRESS)]
+        self._by_turn: list[dict[int, Delivery]] = [{} for _ in range(_TURNS)]
         self._by_user: dict[str, dict[int, Delivery]] = {}
         self._followers: dict[int, dict[Cursor, _Follower]] = {}
         self._told: dict[int, int] = {}
@@ -116,7 +118,7 @@ class Hub:
         """The stream is open: from now on it is woken."""
         stream = delivery.stream
         self._deliveries[stream.stream_id] = delivery
-        self._by_turn[stream.stream_id % _TICKS_PER_PROGRESS][stream.stream_id] = delivery
+        self._by_turn[stream.stream_id % _TURNS][stream.stream_id] = delivery
         self._by_user.setdefault(stream.reader.user_id, {})[stream.stream_id] = delivery
         for cursor in stream.cursors.values():
             self._followers.setdefault(cursor.master_id, {})[cursor] = _Follower(delivery, cursor)
@@ -127,7 +129,7 @@ class Hub:
         stream = delivery.stream
         if self._deliveries.pop(stream.stream_id, None) is None:
             return
-        del self._by_turn[stream.stream_id % _TICKS_PER_PROGRESS][stream.stream_id]
+        del self._by_turn[stream.stream_id % _TURNS][stream.stream_id]
         streams = self._by_user.get(stream.reader.user_id, {})
         streams.pop(stream.stream_id, None)
         if not streams:
@@ -214,17 +216,24 @@ class Hub:
 
     async def tick_forever(self) -> None:
         """Looks at each stream once in each progress interval, a part of them at a time, until cancelled."""
-        pause_seconds = self._limits.progress_interval_seconds / _TICKS_PER_PROGRESS
+        pause_seconds = self._limits.progress_interval_seconds / _TURNS
         turn = 0
         while True:
-            await asyncio.sleep(pause_seconds)
-            self._tick(turn)
-            turn = (turn + 1) % _TICKS_PER_PROGRESS
+            turns = self._turns_at_once()
+            await asyncio.sleep(pause_seconds * turns)
+            # Thousands may have come meanwhile.
+            turns = min(turns, self._turns_at_once())
+            self._tick([(turn + one) % _TURNS for one in range(turns)])
+            turn = (turn + turns) % _TURNS
 
-    def _tick(self, turn: int) -> None:
+    def _turns_at_once(self) -> int:
+        """All of them while there are few streams, one while there are many."""
+        return _TURNS >> min((len(self) // _STREAMS_AT_ONCE).bit_length(), _TURNS.bit_length() - 1)
+
+    def _tick(self, turns: Iterable[int]) -> None:
         now_us = self._clock.now_us()
         cache = ProgressCache(now_us)
-        for delivery in tuple(self._by_turn[turn].values()):
+        for delivery in [one for turn in turns for one in self._by_turn[turn].values()]:
             if self._is_old(delivery, now_us):
                 delivery.drain()
             else:

@@ -178,10 +178,11 @@ async def _look_after(shared: Serving) -> None:
     loop = asyncio.get_running_loop()
     while True:
         connections = tuple(shared.connections)
-        for part in range(_ROUNDS_PER_SECOND):
-            await asyncio.sleep(1 / _ROUNDS_PER_SECOND)
+        rounds = max(1, min(len(connections), _ROUNDS_PER_SECOND))
+        for part in range(rounds):
+            await asyncio.sleep(1 / rounds)
             now = loop.time()
-            for connection in connections[part::_ROUNDS_PER_SECOND]:
+            for connection in connections[part::rounds]:
                 connection.look_after(now)
 
 
