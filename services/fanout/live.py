@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
+from services.common.backoff import Backoff
 from services.common.clock import Clock
 from services.common.errors import ServiceError, UnauthenticatedError
 from services.fanout import metrics
@@ -18,6 +20,7 @@ from services.fanout.hub import Hub
 _log = logging.getLogger(__name__)
 
 _CALLS_AT_ONCE = 16
+_RETRY_SECONDS_MAX = 2.0
 
 
 class LiveEntitlements:
@@ -88,15 +91,30 @@ class LiveEntitlements:
             await self._refresh_all()
 
     async def _refresh_all(self) -> None:
-        deliveries = list(self._hub)
+        """Asks again for those whom the ledger could not look up, until it is time to ask for all."""
+        backoff = Backoff(initial_seconds=0.2, cap_seconds=_RETRY_SECONDS_MAX, floor_seconds=0.05)
+        now = asyncio.get_running_loop().time
+        until = now() + self._refresh_interval_seconds
+        due = await self._refresh_each(list(self._hub))
+        while due and now() < until and not self._unsure.is_set():
+            await asyncio.sleep(backoff.next_delay())
+            due = await self._refresh_each(due)
+
+    async def _refresh_each(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Those that are still to be looked up; a ledger that answers for none of a few is not asked for the rest."""
+        failed: list[Delivery] = []
         for start in range(0, len(deliveries), _CALLS_AT_ONCE):
             batch = deliveries[start : start + _CALLS_AT_ONCE]
-            await asyncio.gather(*(self._refresh(delivery) for delivery in batch))
+            done = await asyncio.gather(*(self._refresh(delivery) for delivery in batch))
+            failed += (delivery for delivery, was_done in zip(batch, done, strict=True) if not was_done)
+            if not any(done):
+                return [*failed, *deliveries[start + _CALLS_AT_ONCE :]]
+        return failed
 
-    async def _refresh(self, delivery: Delivery) -> None:
+    async def _refresh(self, delivery: Delivery) -> bool:
         token = self._tokens.get(delivery.stream.stream_id)
         if token is None:
-            return
+            return True
         try:
             identity = await self._entitlements.authenticate(token, fresh=True)
         except UnauthenticatedError as error:
@@ -105,10 +123,12 @@ class LiveEntitlements:
             _log.warning(
                 "entitlements of stream %s were not read again: %s", delivery.stream.stream_id, error.message
             )
+            return False
         else:
             self.reconcile(delivery, identity)
             delivery.pump()
             self._ask_for_full_syncs(delivery, identity)
+        return True
 
     def _ask_for_full_syncs(self, delivery: Delivery, identity: Identity) -> None:
         for master_id, cursor in tuple(delivery.stream.cursors.items()):

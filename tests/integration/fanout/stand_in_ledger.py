@@ -73,6 +73,8 @@ class StandInLedger:
     """Positions at or behind which the archive can be read; missing means from the first."""
     recorded: dict[tuple[str, int], list[subscription_pb.SubscriberPosition]] = field(default_factory=dict)
     authenticate_calls: int = 0
+    is_away: bool = False
+    """While it is set, no license is looked up."""
     subscriptions_away: int = 0
     """So many look-ups of a subscription fail."""
     subscription_calls: int = 0
@@ -216,6 +218,8 @@ class Licenses(license_service_pb2_grpc.LicenseServiceServicer):
         self, request: license_pb.AuthenticateRequest, context: rpc.Context
     ) -> license_pb.AuthenticateResponse:
         self._ledger.authenticate_calls += 1
+        if self._ledger.is_away:
+            raise UnavailableError("the database is away")
         user = self._ledger.users.get(request.token)
         if user is None:
             raise NotFoundError("no such license")

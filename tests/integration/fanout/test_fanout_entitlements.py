@@ -154,6 +154,29 @@ async def test_changes_whose_announcement_was_lost_are_found_when_that_is_notice
     await subscribers[0].__aexit__()
 
 
+async def test_changes_whose_announcement_was_lost_while_the_ledger_was_away_are_found_when_it_is_back(
+    fanout: Fanout, ledger: StandInLedger, redis_client: Redis
+) -> None:
+    """Redis lost what was announced, and the ledger did not answer when that was noticed."""
+    users = [ledger.add_user(f"token {number}", 1) for number in range(40)]
+    subscribers = [fanout.subscribe(f"token {number}", from_now(1)) for number in range(40)]
+    for one in subscribers:
+        await one.begun()
+    await ledger.pause(ledger.add_user("stranger", 1), 1, license_pb.PAUSE_SCOPE_ALL)
+    for user in users:
+        user.revoked = True
+    ledger.is_away = True
+    # The fan-out looks up 16 at once, and its channel tries each 4 times.
+    given_up = ledger.authenticate_calls + 16 * 4
+    await asyncio.sleep(0.1)
+    await redis_client.delete(stream.LEDGER_EVENTS)
+    while ledger.authenticate_calls < given_up:
+        await asyncio.sleep(0.01)
+    ledger.is_away = False
+    for one in subscribers:
+        assert (await one.ended()).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_changes_that_nobody_announced_are_found_after_a_while(
     redis_url: str, ledger: StandInLedger, log: WrittenLog
 ) -> None:
