@@ -336,6 +336,10 @@ def _from_state(error: asyncpg.PostgresError) -> ServiceError | None:
         return _unavailable("DATABASE_NOT_MIGRATED", "the database is not migrated yet", error)
     if state == "42501" and "set role" in str(error):
         return _unavailable("DATABASE_REFUSED", "the database's login may not act as DATABASE_ROLE", error)
+    if state == "42501" and error.server_source_function == "aclcheck_error":
+        # As after a restore without the grants; a breach of row level security comes from elsewhere.
+        _log.warning("the database refuses the role that the service acts as: %s", error)
+        return _unavailable("DATABASE_REFUSED", "the database refuses the service's role", error)
     reason = _STATE_UNAVAILABLE.get(state) or _CLASS_UNAVAILABLE.get(state[:2])
     return (
         None

@@ -209,6 +209,20 @@ async def test_the_role_survives_the_reset_between_uses(empty_database: str) -> 
             await owner.execute(f"drop role {role}")
 
 
+async def test_a_role_that_lost_its_rights_is_unavailable_and_the_log_says_to_what(
+    empty_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a restore that left the grants out."""
+    async with pg.pool(empty_database) as owner, pg.pool(empty_database, role="pg_monitor") as pool:
+        await owner.execute("create table kept (id int)")
+        with pytest.raises(errors.UnavailableError) as caught:
+            await pool.fetch("select id from kept")
+        await owner.execute("grant select on kept to pg_monitor")
+        assert await pool.fetch("select id from kept") == []
+    assert caught.value.reason == "DATABASE_REFUSED"
+    assert "permission denied for table kept" in caplog.text
+
+
 async def test_a_role_that_is_not_there_yet_is_unavailable(empty_database: str) -> None:
     async with pg.pool(empty_database, role="no_such_role_yet") as pool:
         with pytest.raises(errors.UnavailableError) as caught:

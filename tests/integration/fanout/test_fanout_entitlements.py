@@ -19,6 +19,7 @@ from tests.integration.fanout.fanout_service import (
 )
 from tests.integration.fanout.stand_in_ledger import StandInLedger, Subscription
 from tests.integration.fanout.written_log import WrittenLog, now_us
+from tests.waiting import until
 
 PAUSED_ALL = pb.SUBSCRIPTION_STATE_PAUSED_ALL
 
@@ -170,8 +171,7 @@ async def test_changes_whose_announcement_was_lost_while_the_ledger_was_away_are
     given_up = ledger.authenticate_calls + 16 * 4
     await asyncio.sleep(0.1)
     await redis_client.delete(stream.LEDGER_EVENTS)
-    while ledger.authenticate_calls < given_up:
-        await asyncio.sleep(0.01)
+    await until(lambda: ledger.authenticate_calls >= given_up)
     ledger.is_away = False
     for one in subscribers:
         assert (await one.ended()).code() is grpc.StatusCode.UNAUTHENTICATED
