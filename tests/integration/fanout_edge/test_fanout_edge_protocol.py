@@ -242,7 +242,8 @@ async def test_who_does_not_take_the_rest_of_a_last_message_is_reset_after_a_whi
 async def take_slowly(peer: Attacker) -> None:
     while True:
         await peer.send(WindowUpdateFrame(1, window_increment=1))
-        await asyncio.sleep(0.1)
+        # The server looks at its connections once in a second or two; 14 bytes are to last longer than that.
+        await asyncio.sleep(0.4)
 
 
 async def test_an_encoding_that_is_not_spoken_is_refused_with_those_that_are(peer: Attacker) -> None:
