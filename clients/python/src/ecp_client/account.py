@@ -39,6 +39,8 @@ class Holding:
     """An enlargement was refused: the account may hold less than its settings say, never more."""
     scale: Scale | None = None
     """By what the master's volumes of this position are scaled; None is the multiplier of the settings."""
+    reversed: bool = False
+    """It is on the other side than the master's."""
 
 
 @dataclass(slots=True)
@@ -58,6 +60,8 @@ class OrderHolding:
     state: HoldingState = HoldingState.HELD
     reason: int = 0
     scale: Scale | None = None
+    """As in Holding."""
+    reversed: bool = False
     """As in Holding."""
 
 
@@ -145,5 +149,8 @@ _ORDER_FIELDS = tuple(item.name for item in fields(OrderHolding))
 
 
 def _row(entry: Holding | OrderHolding, names: tuple[str, ...]) -> list[int | str | bool]:
-    row = [getattr(entry, name) for name in names[:-1]]
-    return row if entry.scale is None else [*row, entry.scale.to_text()]
+    """The fields in order; the last two only where they say something, as there was a time without them."""
+    row = [getattr(entry, name) for name in names[:-2]]
+    if entry.scale is None and not entry.reversed:
+        return row
+    return [*row, "" if entry.scale is None else entry.scale.to_text(), entry.reversed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ecp_client.account import Account
+from ecp_client.account import Account, Holding, OrderHolding
 from ecp_client.books import Book
 from ecp_client.copying import orders, positions
 from ecp_client.copying.decisions import TAKEN, Action, Decision, Reason
@@ -16,7 +16,7 @@ from ecp_client.copying.scaling import (
     by_risk,
     stop_distance_e8,
 )
-from ecp_client.copying.settings import CopySettings
+from ecp_client.copying.settings import CopySettings, side_for, stops_for
 from ecp_client.scale import Scale, ratio
 from execution.common.v1 import signal_pb2 as pb
 
@@ -34,6 +34,7 @@ class Copier:
         "_point_value",
         "_protection",
         "_quotes",
+        "_replayed",
         "_replayed_scale",
         "account",
         "mirror",
@@ -58,6 +59,7 @@ class Copier:
         self._quotes = quotes
         self._equity = equity
         self._point_value = point_value
+        self._replayed: Reason | None = None
         self._replayed_scale: Scale | None = None
 
     def take(self, sequenced: pb.SequencedSignal, now_us: int, *, degraded: bool = False) -> Decision:
@@ -72,19 +74,21 @@ class Copier:
             return Decision(Action.SKIP, Reason.KIND_FILTER)
         return rule(self, sequenced, signal, now_us, degraded)
 
+    @property
+    def replays(self) -> bool:
+        """Whether a decision that was made before is being replayed."""
+        return self._replayed is not None
+
     def replay(
         self, sequenced: pb.SequencedSignal, action: Action, reason: Reason, scale: Scale | None = None
     ) -> None:
         """Brings mirror and account up to date with a signal that was decided before: that decision stands."""
-        protection, quotes = self._protection, self._quotes
-        self._quotes, self._replayed_scale = None, scale
         was_refused = action is Action.SKIP or reason not in TAKEN
-        self._protection = (lambda _signal, _decision: reason) if was_refused else None
+        self._replayed, self._replayed_scale = reason if was_refused else Reason.NONE, scale
         try:
-            # At time 0 nothing is too old.
             self.take(sequenced, 0, degraded=reason is Reason.DEGRADED)
         finally:
-            self._protection, self._quotes, self._replayed_scale = protection, quotes, None
+            self._replayed = self._replayed_scale = None
 
     def refusal(
         self,
@@ -100,6 +104,8 @@ class Copier:
         `committed`: a pending order of the account's own filled, so that neither age nor price is asked for.
         """
         signal, settings = sequenced.signal, self.settings
+        if self._replayed is not None:
+            return self._replayed
         reason = settings.filtered(signal.symbol, signal.side)
         if not reason and not committed:
             reason = self._too_late(sequenced, decision, now_us, degraded)
@@ -108,19 +114,21 @@ class Copier:
         return self._protection(sequenced, decision)
 
     def wanted(
-        self, signal: pb.Signal, scale: Scale | None = None, *, is_there: bool = False, late: bool = False
+        self, signal: pb.Signal, there: Holding | OrderHolding | None = None, *, late: bool = False
     ) -> Decision:
         """What the settings alone give for a signal that opens: COPY or RESIZE, or SKIP below the least volume.
 
-        `scale` is that of a position or order that is there already. None chooses one, unless `is_there`: then it
-        is the multiplier of the settings. `late`: the signal's price says nothing of what the price is now.
+        `there`: the position that it is about, or the order that filled, which keeps its symbol, scale and reversal.
+        `late`: the signal's price says nothing of what the price is now.
         """
         settings = self.settings
         master_volume_e8 = signal.volume_lots_e8
-        stop_loss_e8, take_profit_e8 = settings.stops_for(signal.stop_loss_e8, signal.take_profit_e8)
-        symbol = settings.symbol_for(signal.symbol)
+        symbol, reverse, scale = settings.symbol_for(signal.symbol), settings.reverse, self._replayed_scale
+        if there is not None:
+            symbol, reverse, scale = there.symbol, there.reversed, there.scale
+        stop_loss_e8, take_profit_e8 = stops_for(signal.stop_loss_e8, signal.take_profit_e8, reverse)
         lacks = Reason.NONE
-        if scale is None and not is_there and settings.scaling is not Scaling.MULTIPLIER:
+        if there is None and not self.replays and settings.scaling is not Scaling.MULTIPLIER:
             chosen = self._choose_scale(signal, symbol, stop_loss_e8, late)
             scale, lacks = (None, chosen) if isinstance(chosen, Reason) else (chosen, Reason.NONE)
         volume_e8 = 0 if lacks else settings.volume_for(master_volume_e8, scale)
@@ -134,7 +142,7 @@ class Copier:
             action,
             reason,
             symbol,
-            settings.side_for(signal.side),
+            side_for(signal.side, reverse),
             volume_e8,
             signal.price_e8,
             stop_loss_e8,
@@ -145,14 +153,12 @@ class Copier:
     def _choose_scale(self, signal: pb.Signal, symbol: str, stop_loss_e8: int, late: bool) -> Scale | Reason:
         """The scale of a new position or order where that is not the multiplier, or why there is none."""
         settings = self.settings
-        if self._replayed_scale is not None:
-            return self._replayed_scale
         if settings.scaling is Scaling.FIXED:
             return ratio(settings.volume_fixed_e8, max(1, signal.volume_lots_e8))
         equity_e8 = self._equity() if self._equity is not None else None
         if settings.scaling is Scaling.EQUITY:
             return by_equity(equity_e8, self.mirror.equity_e8, settings.volume_multiplier_e4)
-        side = settings.side_for(signal.side)
+        side = side_for(signal.side, settings.reverse)
         price_e8 = self._entry_price(signal, symbol, side)
         if price_e8 is None:
             if late:

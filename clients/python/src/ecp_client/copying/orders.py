@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ecp_client.account import Holding, HoldingState, OrderHolding
 from ecp_client.copying.decisions import Action, Decision, Reason
 from ecp_client.copying.positions import not_held, open_, restate
+from ecp_client.copying.settings import stops_for
 from execution.common.v1 import signal_pb2 as pb
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def place(
         HoldingState.REFUSED if reason else HoldingState.HELD,
         reason,
         decision.scale,
+        copier.settings.reverse,
     )
     return decision
 
@@ -45,10 +47,10 @@ def _refusal(
 ) -> Reason:
     if decision.action is Action.SKIP:
         return decision.reason
-    if not copier.settings.copy_pending:
-        return Reason.KIND_FILTER
     if decision.order_type == pb.ORDER_TYPE_UNSPECIFIED:
         return Reason.NOT_REPRESENTABLE
+    if not copier.settings.copy_pending and not copier.replays:
+        return Reason.KIND_FILTER
     return copier.refusal(sequenced, decision, now_us, degraded=degraded)
 
 
@@ -62,7 +64,7 @@ def modify(
     if degraded:
         return Decision(Action.SKIP, Reason.DEGRADED, order.symbol, order.side, order.volume_lots_e8)
     order.price_e8, order.stop_limit_price_e8 = signal.price_e8, signal.stop_limit_price_e8
-    stops = copier.settings.stops_for(signal.stop_loss_e8, signal.take_profit_e8)
+    stops = stops_for(signal.stop_loss_e8, signal.take_profit_e8, order.reversed)
     order.stop_loss_e8, order.take_profit_e8 = stops
     order.expires_at_us = signal.expires_at_us
     return Decision(
@@ -98,9 +100,8 @@ def fill(
     order = account.orders.pop(signal.order_id, None)
     if order is not None and order.state is HoldingState.CLOSED_BY_USER:
         return _not_filled(copier, order, sequenced, now_us, degraded)
-    committed = order is not None and order.state is HoldingState.HELD
-    scale = order.scale if order is not None and committed else None
-    return open_(copier, sequenced, signal, now_us, degraded, committed=committed, scale=scale)
+    own = order if order is not None and order.state is HoldingState.HELD else None
+    return open_(copier, sequenced, signal, now_us, degraded, order=own)
 
 
 def _not_filled(

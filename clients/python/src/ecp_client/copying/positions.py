@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from ecp_client.account import Holding, HoldingState, OrderHolding
 from ecp_client.copying.decisions import Action, Decision, Reason
+from ecp_client.copying.settings import stops_for
 from execution.common.v1 import signal_pb2 as pb
 
 if TYPE_CHECKING:
     from ecp_client.copying.copier import Copier
-    from ecp_client.scale import Scale
 
 
 def open_(
@@ -20,22 +20,21 @@ def open_(
     now_us: int,
     degraded: bool,
     *,
-    committed: bool = False,
-    scale: Scale | None = None,
+    order: OrderHolding | None = None,
     late: bool = False,
 ) -> Decision:
     """OPEN, and PENDING_FILL once its order is settled. A position that is there is restated: side and total volume.
 
-    `late`: a full sync opens it, at a price that is not the signal's.
+    `order` is the account's own that filled. `late`: a full sync opens it, at a price that is not the signal's.
     """
     holdings = copier.account.holdings
     position_id = signal.position_id
     held = holdings.get(position_id)
     if held is not None and held.state is not HoldingState.REFUSED:
-        return restate(copier, held, sequenced, now_us, degraded, committed=committed)
-    decision = copier.wanted(signal, scale, late=late)
+        return restate(copier, held, sequenced, now_us, degraded, committed=order is not None)
+    decision = copier.wanted(signal, order, late=late)
     if decision.action is not Action.SKIP:
-        reason = copier.refusal(sequenced, decision, now_us, degraded=degraded, committed=committed)
+        reason = copier.refusal(sequenced, decision, now_us, degraded=degraded, committed=order is not None)
         if reason:
             decision.action, decision.reason = Action.SKIP, reason
     state = HoldingState.HELD
@@ -51,6 +50,7 @@ def open_(
         state,
         decision.reason if state is HoldingState.REFUSED else 0,
         scale=decision.scale,
+        reversed=copier.settings.reverse if order is None else order.reversed,
     )
     return decision
 
@@ -69,7 +69,7 @@ def restate(
 
     `refused`: why the account takes no part in what is more, whatever its settings say.
     """
-    decision = copier.wanted(sequenced.signal, held.scale, is_there=True)
+    decision = copier.wanted(sequenced.signal, held)
     if held.state is HoldingState.CLOSED_BY_USER:
         decision.action, decision.reason, decision.volume_lots_e8 = Action.SKIP, Reason.CLOSED_BY_USER, 0
         return decision
@@ -124,7 +124,7 @@ def modify(
     held = copier.account.holdings.get(signal.position_id)
     if held is None or held.state is not HoldingState.HELD:
         return not_held(held)
-    stop_loss_e8, take_profit_e8 = copier.settings.stops_for(signal.stop_loss_e8, signal.take_profit_e8)
+    stop_loss_e8, take_profit_e8 = stops_for(signal.stop_loss_e8, signal.take_profit_e8, held.reversed)
     if degraded and not tightens(held.side, held.stop_loss_e8, stop_loss_e8):
         return Decision(Action.SKIP, Reason.DEGRADED, held.symbol, held.side, held.volume_lots_e8)
     held.stop_loss_e8, held.take_profit_e8 = stop_loss_e8, take_profit_e8

@@ -9,11 +9,12 @@ import enum
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from ecp_client.account import Holding, HoldingState
+from ecp_client.account import Holding, HoldingState, OrderHolding
 from ecp_client.books import Book, BookOrder, BookPosition, Difference
 from ecp_client.copying import orders, positions
 from ecp_client.copying.copier import Copier
 from ecp_client.copying.decisions import Action, Decision, Reason
+from ecp_client.copying.settings import side_for, stops_for
 from execution.common.v1 import signal_pb2 as pb
 
 
@@ -59,21 +60,74 @@ def reconcile(
 ) -> Plan:
     """Makes `snapshot` the mirror, brings the account in step, and returns what must be done at the broker for that.
 
-    `held` names the position_ids that the terminal has, if it can tell: what is missing there was closed by hand.
+    `held` names the position_ids that the terminal has, if it can tell: what is missing there was closed by hand, what
+    the account should not have is closed, and what it did not know of is taken over instead of being opened again.
     Openings pass the same filters, limits and protections as a live signal that is as old as the position.
     """
     copier.mirror = snapshot
-    if held is not None:
-        for holding in list(copier.account.held()):
-            if holding.position_id not in held:
-                copier.account.closed_by_user(holding.position_id)
-    actions = [*_close_gone(copier), *_cancel_gone(copier)]
     skipped: list[tuple[int, Reason]] = []
+    actions: list[PlannedAction] = []
+    if held is not None:
+        actions.extend(_believe_terminal(copier, frozenset(held), skipped))
+    actions += [*_close_gone(copier), *_cancel_gone(copier)]
+    settled = {ticket for ticket, _ in skipped}
     for position in snapshot.positions.values():
-        actions.extend(_align_position(copier, position, master_id, now_us, skipped))
+        if position.position_id not in settled:
+            actions.extend(_align_position(copier, position, master_id, now_us, skipped))
     for order in snapshot.orders.values():
         actions.extend(_align_order(copier, order, master_id, now_us, skipped))
     return Plan(tuple(sorted(actions, key=lambda action: action.step)), tuple(skipped))
+
+
+def _believe_terminal(
+    copier: Copier, held: frozenset[int], skipped: list[tuple[int, Reason]]
+) -> Iterator[PlannedAction]:
+    """Brings the account in line with what the terminal has, and closes what is not to be there.
+
+    A crash may have kept a decision from the broker, and with another journal nothing is known of what was opened.
+    """
+    account = copier.account
+    for ticket in [entry.position_id for entry in account.held()]:
+        if ticket not in held:
+            account.closed_by_user(ticket)
+    for ticket in sorted(held):
+        holding, position = account.holdings.get(ticket), copier.mirror.positions.get(ticket)
+        if position is None:
+            if holding is None or holding.state is not HoldingState.HELD:
+                yield PlannedAction(Step.CLOSE, ticket, Decision(Action.COPY))
+        elif holding is None or (holding.state is HoldingState.REFUSED and holding.reason == Reason.DEGRADED):
+            yield from _take_over(copier, position, skipped)
+        elif holding.state is HoldingState.REFUSED:
+            reason = Reason(holding.reason)
+            skipped.append((ticket, reason))
+            decision = Decision(Action.RESIZE, reason, holding.symbol, holding.side)
+            yield PlannedAction(Step.CLOSE, ticket, decision)
+
+
+def _take_over(
+    copier: Copier, position: BookPosition, skipped: list[tuple[int, Reason]]
+) -> Iterator[PlannedAction]:
+    """Holds what the terminal has, at the volume that the settings give; where that cannot be told, closes it."""
+    ticket = position.position_id
+    decision = copier.wanted(_as_opening(position, 0).signal, late=True)
+    holding = Holding(
+        ticket,
+        decision.symbol,
+        decision.side,
+        decision.volume_lots_e8,
+        decision.stop_loss_e8,
+        decision.take_profit_e8,
+        scale=decision.scale,
+        reversed=copier.settings.reverse,
+    )
+    copier.account.holdings[ticket] = holding
+    if decision.action is Action.SKIP:
+        holding.state, holding.reason = HoldingState.REFUSED, decision.reason
+        decision.action = Action.RESIZE
+        skipped.append((ticket, decision.reason))
+        yield PlannedAction(Step.CLOSE, ticket, decision)
+    else:
+        yield PlannedAction(Step.ADJUST, ticket, decision)
 
 
 def _close_gone(copier: Copier) -> Iterator[PlannedAction]:
@@ -132,8 +186,8 @@ def _align_position(
 
 def _fill_in(copier: Copier, holding: Holding, position: BookPosition) -> Decision:
     """The rest of a holding of which only the ticket is known: it was opened, so no limit applies any more."""
-    decision = copier.wanted(_as_opening(position, 0).signal, holding.scale, is_there=True)
-    holding.scale = decision.scale
+    holding.symbol, holding.reversed = copier.settings.symbol_for(position.symbol), copier.settings.reverse
+    decision = copier.wanted(_as_opening(position, 0).signal, holding)
     holding.symbol, holding.side = decision.symbol, decision.side
     holding.volume_lots_e8 = decision.volume_lots_e8
     holding.stop_loss_e8, holding.take_profit_e8 = decision.stop_loss_e8, decision.take_profit_e8
@@ -145,12 +199,12 @@ def _fill_in(copier: Copier, holding: Holding, position: BookPosition) -> Decisi
 def _would_grow(copier: Copier, holding: Holding, position: BookPosition) -> bool:
     """Whether bringing a holding in step would repeat an enlargement that was refused."""
     settings = copier.settings
-    same_side = holding.side == settings.side_for(position.side)
+    same_side = holding.side == side_for(position.side, holding.reversed)
     return same_side and settings.volume_for(position.volume_lots_e8, holding.scale) > holding.volume_lots_e8
 
 
 def _align_stops(copier: Copier, holding: Holding, position: BookPosition) -> Iterator[PlannedAction]:
-    stops = copier.settings.stops_for(position.stop_loss_e8, position.take_profit_e8)
+    stops = stops_for(position.stop_loss_e8, position.take_profit_e8, holding.reversed)
     if stops != (holding.stop_loss_e8, holding.take_profit_e8):
         holding.stop_loss_e8, holding.take_profit_e8 = stops
         decision = Decision(
@@ -180,15 +234,15 @@ def _align_order(
         return
     if entry.side == pb.SIDE_UNSPECIFIED:
         # Only the ticket is known: it was placed with what the settings give.
-        decision = copier.wanted(sequenced.signal, entry.scale, is_there=True)
-        entry.scale = decision.scale
+        entry.symbol, entry.reversed = copier.settings.symbol_for(order.symbol), copier.settings.reverse
+        decision = copier.wanted(sequenced.signal, entry)
         entry.symbol, entry.side, entry.volume_lots_e8 = (
             decision.symbol,
             decision.side,
             decision.volume_lots_e8,
         )
         entry.order_type = copier.settings.order_type_for(order.order_type)
-    if _order_fields(entry) != _wanted_order_fields(copier, order):
+    if _order_fields(entry) != _wanted_order_fields(entry, order):
         decision = orders.modify(copier, sequenced, sequenced.signal, now_us, False)
         yield PlannedAction(Step.ADJUST_ORDER, ticket, decision)
 
@@ -197,8 +251,8 @@ def _order_fields(entry: object) -> tuple[object, ...]:
     return tuple(getattr(entry, name) for name in _ADJUSTABLE)
 
 
-def _wanted_order_fields(copier: Copier, order: BookOrder) -> tuple[object, ...]:
-    stops = copier.settings.stops_for(order.stop_loss_e8, order.take_profit_e8)
+def _wanted_order_fields(entry: OrderHolding, order: BookOrder) -> tuple[object, ...]:
+    stops = stops_for(order.stop_loss_e8, order.take_profit_e8, entry.reversed)
     return (order.price_e8, order.stop_limit_price_e8, *stops, order.expires_at_us)
 
 
@@ -273,15 +327,16 @@ def _wanted_position(
     copier: Copier, position: BookPosition | None, holding: Holding | None
 ) -> dict[str, int | str] | None:
     settings = copier.settings
-    if position is None or settings.filtered(position.symbol, position.side):
+    if position is None or (holding is None and settings.filtered(position.symbol, position.side)):
         return None
     volume_e8 = settings.volume_for(position.volume_lots_e8, None if holding is None else holding.scale)
     if volume_e8 == 0:
         return None
-    stop_loss_e8, take_profit_e8 = settings.stops_for(position.stop_loss_e8, position.take_profit_e8)
+    reverse = settings.reverse if holding is None else holding.reversed
+    stop_loss_e8, take_profit_e8 = stops_for(position.stop_loss_e8, position.take_profit_e8, reverse)
     return {
-        "symbol": settings.symbol_for(position.symbol),
-        "side": settings.side_for(position.side),
+        "symbol": settings.symbol_for(position.symbol) if holding is None else holding.symbol,
+        "side": side_for(position.side, reverse),
         "volume_lots_e8": volume_e8,
         "stop_loss_e8": stop_loss_e8,
         "take_profit_e8": take_profit_e8,
@@ -303,7 +358,7 @@ def _order_differences(copier: Copier, master: Book, allow_missing: bool) -> Ite
         elif order is None:
             yield Difference(f"order {ticket}", "presence", True, False)
         else:
-            pairs = zip(_ADJUSTABLE, _order_fields(entry), _wanted_order_fields(copier, order), strict=True)
+            pairs = zip(_ADJUSTABLE, _order_fields(entry), _wanted_order_fields(entry, order), strict=True)
             for name, ours, theirs in pairs:
                 if ours != theirs:
                     yield Difference(f"order {ticket}", name, ours, theirs)

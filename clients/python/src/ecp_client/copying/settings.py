@@ -120,21 +120,11 @@ class CopySettings:
         """The account's name of the master's symbol."""
         return self.symbol_map.get(symbol, symbol)
 
-    def side_for(self, side: pb.Side.ValueType) -> pb.Side.ValueType:
-        """The account's side of a position in which the master has `side`."""
-        if not self.reverse:
-            return side
-        return pb.SIDE_SELL if side == pb.SIDE_BUY else pb.SIDE_BUY
-
     def order_type_for(self, order_type: pb.OrderType.ValueType) -> pb.OrderType.ValueType:
         """The account's order type: reversed, a limit is a stop at the same price. UNSPECIFIED has no reverse."""
         if not self.reverse:
             return order_type
         return _REVERSED_TYPES.get(order_type, pb.ORDER_TYPE_UNSPECIFIED)
-
-    def stops_for(self, stop_loss_e8: int, take_profit_e8: int) -> tuple[int, int]:
-        """The account's stop loss and take profit."""
-        return (take_profit_e8, stop_loss_e8) if self.reverse else (stop_loss_e8, take_profit_e8)
 
     def filtered(self, symbol: str, side: int) -> Reason:
         """NONE, or which filter keeps the master's symbol and side out."""
@@ -145,6 +135,18 @@ class CopySettings:
     def opens_at(self, at_us: int) -> bool:
         """Whether positions are opened at this moment, in microseconds since 1970."""
         return not self.hours or any(window.hold(at_us) for window in self.hours)
+
+
+def side_for(side: pb.Side.ValueType, reverse: bool) -> pb.Side.ValueType:
+    """The account's side of a position in which the master has `side`."""
+    if not reverse:
+        return side
+    return pb.SIDE_SELL if side == pb.SIDE_BUY else pb.SIDE_BUY
+
+
+def stops_for(stop_loss_e8: int, take_profit_e8: int, reverse: bool) -> tuple[int, int]:
+    """The account's stop loss and take profit."""
+    return (take_profit_e8, stop_loss_e8) if reverse else (stop_loss_e8, take_profit_e8)
 
 
 _WHOLE_NUMBERS = (
