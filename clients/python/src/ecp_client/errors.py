@@ -15,6 +15,10 @@ class ClosedError(ClientError):
     """The client was closed, or never started; nothing was done."""
 
 
+class WrongThreadError(ClientError):
+    """A call that waits for the client's own thread was made in that thread, by a callback: nothing was done."""
+
+
 class SignalInvalidError(ClientError):
     """A signal breaks the contract and was not taken; `field` is its name in execution.common.v1.Signal."""
 

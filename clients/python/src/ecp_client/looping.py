@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from ecp_client.errors import ClientError, ClosedError, WrongThreadError
+
 T = TypeVar("T")
 
 STOP_SECONDS_MAX = 10.0
@@ -25,8 +27,15 @@ class LoopThread:
 
         Raises:
             TimeoutError: it took longer than `timeout_seconds`; it was cancelled.
+            WrongThreadError: called in the loop's own thread.
+            ClosedError: the loop has ended.
         """
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            self.check_other()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except (ClientError, RuntimeError) as error:
+            coroutine.close()
+            raise error if isinstance(error, ClientError) else ClosedError("the client is closed") from error
         try:
             return future.result(timeout_seconds)
         except TimeoutError:
@@ -34,8 +43,18 @@ class LoopThread:
             raise
 
     def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Runs a function there soon; what it returns is lost."""
-        self._loop.call_soon_threadsafe(callback, *arguments)
+        """Runs a function there soon; what it returns is lost. Raises ClosedError when the loop has ended."""
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError as error:
+            raise ClosedError("the client is closed") from error
+
+    def check_other(self) -> None:
+        """Raises WrongThreadError in the loop's own thread, which cannot wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise WrongThreadError(
+                "a callback must not wait for the client: tell another thread to do it, or return first"
+            )
 
     def stop(self) -> None:
         """Ends loop and thread; safe to repeat."""

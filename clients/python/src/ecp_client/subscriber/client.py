@@ -143,6 +143,11 @@ class Subscriber:
         return self._processor.stats
 
     @property
+    def failure(self) -> Exception | None:
+        """Why the client had to stop for good, if it had to."""
+        return self._failure
+
+    @property
     def outcomes_waiting(self) -> int:
         """Outcomes that the risk service has not taken yet."""
         return len(self._processor.outcomes)

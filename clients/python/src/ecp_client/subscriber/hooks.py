@@ -57,7 +57,10 @@ def _asked(name: str, ask: Callable[[], Answer], otherwise: Answer, on_fault: Ca
 def _protection(protection: Protection, on_fault: Callable[[], None]) -> Protection:
     def answer(sequenced: SequencedSignal, decision: Decision) -> Reason:
         def ask() -> Reason:
-            return Reason(protection(sequenced, decision))
+            answer: int = protection(sequenced, decision)
+            if isinstance(answer, bool):
+                raise TypeError(f"{answer} is not a Reason: Reason.NONE lets it through")
+            return Reason(answer)
 
         return _asked("protection", ask, Reason.PROTECTION_FAILED, on_fault)
 
@@ -84,7 +87,21 @@ def _point_value(point_value: PointValueSource, on_fault: Callable[[], None]) ->
 
 
 def _held(held_positions: HeldPositions, on_fault: Callable[[], None]) -> HeldPositions:
-    return lambda master_id: _asked("held_positions", lambda: held_positions(master_id), None, on_fault)
+    def ask(master_id: int) -> Collection[int] | None:
+        answer = held_positions(master_id)
+        if answer is None:
+            return None
+        if not isinstance(answer, Collection):
+            raise TypeError(f"{answer!r} is not a collection of tickets")
+        return frozenset(_ticket(one) for one in answer)
+
+    return lambda master_id: _asked("held_positions", lambda: ask(master_id), None, on_fault)
+
+
+def _ticket(value: int) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a position_id of the master")
+    return value
 
 
 def _whole_or_none(value: int | None) -> int | None:

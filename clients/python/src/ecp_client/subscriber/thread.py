@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 from collections.abc import Callable, Collection
 from typing import Self
 
 from ecp_client.copying import Copier, EquitySource, PointValueSource, Protection, QuoteSource, Reason
+from ecp_client.errors import ClosedError
 from ecp_client.looping import LoopThread
 from ecp_client.positions import Position
 from ecp_client.subscriber.client import RefreshToken, Subscriber
-from ecp_client.subscriber.events import Batch, SubscriberEvent, SyncState
+from ecp_client.subscriber.events import Batch, StreamEnded, SubscriberEvent, SyncState
+from ecp_client.subscriber.handing_over import HandingOver
 from ecp_client.subscriber.processing import SubscriberStats
 from ecp_client.subscriber.settings import SubscriberSettings
 from execution.common.v1.signal_pb2 import SequencedSignal
@@ -26,7 +27,10 @@ class SubscriberThread:
 
     While the program does not poll, up to 1,000 batches wait; then the stream waits too, and what follows waits in the
     server. `on_event`, `protection` and the sources of quotes, equity, values and held positions are called
-    in the client's own thread.
+    in the client's own thread; a call that waits for the client raises WrongThreadError there. What a thread polled
+    counts as under way until it polls again: till then `held_positions` is not believed about it.
+
+    After `close`, all but `poll` and what only reads raises ClosedError.
     """
 
     def __init__(
@@ -42,7 +46,9 @@ class SubscriberThread:
         refresh_token: RefreshToken | None = None,
     ) -> None:
         """Opens the journal; `start`, or entering the context, connects. Raises as Subscriber does."""
-        self._batches: queue.Queue[Batch] = queue.Queue(BATCHES_MAX)
+        self._batches = HandingOver(BATCHES_MAX)
+        self._on_event = on_event
+        self._held_positions = held_positions
         self._loop = LoopThread("ecp-subscriber")
         self._closed = False
 
@@ -50,10 +56,10 @@ class SubscriberThread:
             return Subscriber(
                 settings,
                 on_batch=self._enqueue,
-                on_event=on_event,
+                on_event=self._take_event,
                 protection=protection,
                 quotes=quotes,
-                held_positions=held_positions,
+                held_positions=None if held_positions is None else self._held,
                 equity=equity,
                 point_value=point_value,
                 refresh_token=refresh_token,
@@ -71,11 +77,15 @@ class SubscriberThread:
 
     def close(self) -> None:
         """As Subscriber.close; ends the thread. Safe to repeat."""
+        self._loop.check_other()
         if self._closed:
             return
         self._closed = True
-        self._loop.call(self._subscriber.close(), timeout_seconds=ANSWER_SECONDS_MAX)
-        self._loop.stop()
+        try:
+            self._loop.call(self._subscriber.close(), timeout_seconds=ANSWER_SECONDS_MAX)
+        finally:
+            self._loop.stop()
+            self._batches.end(ClosedError("the subscriber is closed"))
 
     def __enter__(self) -> Self:
         self.start()
@@ -85,20 +95,36 @@ class SubscriberThread:
         self.close()
 
     def poll(self, timeout_seconds: float = 0.0) -> Batch | None:
-        """The next batch, or None when none came within `timeout_seconds`."""
-        try:
-            return self._batches.get(timeout_seconds > 0, timeout_seconds or None)
-        except queue.Empty:
-            return None
+        """The next batch, or None when none came within `timeout_seconds`.
+
+        Raises:
+            JournalError: the journal cannot be written, and the client has stopped.
+            ClosedError: the client was closed, and all that had come was polled.
+        """
+        self._loop.check_other()
+        return self._batches.take(timeout_seconds)
 
     async def _enqueue(self, batch: Batch) -> None:
         while True:
-            try:
-                self._batches.put_nowait(batch)
-            except queue.Full:
-                await asyncio.sleep(FULL_WAIT_SECONDS)
-            else:
+            if self._batches.put(batch):
                 return
+            await asyncio.sleep(FULL_WAIT_SECONDS)
+
+    def _take_event(self, event: SubscriberEvent) -> None:
+        if isinstance(event, StreamEnded) and event.is_final:
+            self._batches.end(self._subscriber.failure or ClosedError(event.reason))
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _held(self, master_id: int) -> Collection[int] | None:
+        """What the terminal has, as soon as the program has done what it was given, or will be."""
+        held = self._held_positions(master_id) if self._held_positions is not None else None
+        if held is None or not isinstance(held, Collection):
+            return held
+        account = self._subscriber.copier(master_id).account
+        under_way = self._batches.under_way(master_id)
+        kept = [ticket for ticket in held if ticket not in under_way]
+        return [*kept, *(entry.position_id for entry in account.held() if entry.position_id in under_way)]
 
     @property
     def stats(self) -> SubscriberStats:
