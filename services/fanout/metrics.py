@@ -154,6 +154,7 @@ for _result in ("recorded", "failed", "dropped", "dropped_transition"):
     RECORDED.labels(_result)
 for _limit in ("unacknowledged_seconds", "catch_up_seconds", "signals", "bytes", "seconds"):
     SLOW_READERS.labels("ended", _limit)
+    SLOW_READERS.labels("warned", _limit)
 
 
 def written(message: Message, times: int, now_us: int) -> None:
