@@ -20,7 +20,7 @@ _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GOAWAY, _WINDOW_UP
     10
 )
 _UNKNOWN: Final = 10
-_END_STREAM: Final = 0x1
+_END_STREAM = _ACK = 0x1
 _SETTINGS_ENTRIES_MAX: Final = 32
 _CONTINUATIONS_MAX: Final = 16
 _SHORT_DATA_BYTES: Final = 16
@@ -146,6 +146,9 @@ class FrameGuard:
     def _see(self, kind: int, flags: int, length: int, now: float, sent_frames: int) -> None:
         if length > FRAME_BYTES_MAX:
             raise AbuseError("frame_size", ErrorCodes.FRAME_SIZE_ERROR)
+        if not self.has_begun and (kind != _SETTINGS or flags & _ACK):
+            # RFC 9113, 3.4: the preface includes a SETTINGS frame.
+            raise AbuseError("first_frame", ErrorCodes.PROTOCOL_ERROR)
         if kind in (_HEADERS, _CONTINUATION):
             self._see_header_block(kind, flags, length)
             return

@@ -6,7 +6,7 @@ length from `outbound_flow_control_window` of the stream and of the connection. 
 two numbers, so there is one account and WINDOW_UPDATE, SETTINGS and RST_STREAM go on being h2's work. A stream that is
 sent many small messages draws a frame's worth of both windows at a time, as credit, and sends from that; before h2
 hears anything of the peer, all credit is given back. Everything that is used beyond h2's documented interface is in
-this module; `H2_VERSIONS` are those that its tests passed with.
+this module and in `h2_verdicts`; `H2_VERSIONS` are those that their tests passed with.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamState
 from hyperframe.frame import Frame, GoAwayFrame, SettingsFrame
 
+from services.common.h2grpc.h2_verdicts import JudgingConnection, StreamFault
 from services.common.h2grpc.messages import MESSAGE_PREFIX_BYTES, prefixed
 
 H2_VERSIONS: Final = ((4, 4), (4, 5))
@@ -80,10 +81,10 @@ class _Dispatch:
 # The names that h2 gives them, whatever they will be.
 _METHOD_NAMES: Final[dict[type[Frame], str]] = {
     frame_class: method.__name__ for frame_class, method in H2Connection()._frame_dispatch_table.items()
-}
+} | {StreamFault: JudgingConnection._receive_fault.__name__}
 
 
-class ServerConnection(H2Connection):
+class ServerConnection(JudgingConnection):
     """h2's connection for a server, with bounds that it lacks, and GOAWAY that lets open streams finish."""
 
     MAX_CLOSED_STREAMS = 256

@@ -148,11 +148,13 @@ class Incoming:
     def stream_reset(self, event: StreamReset) -> None:
         """The peer, or h2 in its name, gave a stream up."""
         call = self._calls.get(event.stream_id)
-        if call is None:
-            return
-        if self._owner.now() - call.opened_at < _EARLY_RESET_SECONDS:
+        # Who has us reset streams spends the same budget as who resets them.
+        if not event.remote_reset or (
+            call is not None and self._owner.now() - call.opened_at < _EARLY_RESET_SECONDS
+        ):
             self._count_early_reset()
-        call.cancel()
+        if call is not None:
+            call.cancel()
 
     def _count_early_reset(self) -> None:
         now = self._owner.now()

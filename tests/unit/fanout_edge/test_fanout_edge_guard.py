@@ -32,7 +32,7 @@ FLOODS: list[tuple[str, Frame]] = [
 
 def guard() -> FrameGuard:
     made = FrameGuard(header_block_bytes_max=65_536)
-    made.receive_data(PREFACE, 0.0, 0)
+    made.receive_data(PREFACE + SettingsFrame(0).serialize(), 0.0, 0)
     return made
 
 
@@ -100,7 +100,18 @@ def test_one_settings_frame_holds_few_settings() -> None:
 
 
 def test_a_connection_has_begun_with_its_first_settings() -> None:
-    made = guard()
+    made = FrameGuard(header_block_bytes_max=65_536)
+    made.receive_data(PREFACE, 0.0, 0)
     assert not made.has_begun
     made.receive_data(SettingsFrame(0).serialize(), 0.0, 0)
     assert made.has_begun
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [SettingsFrame(0, flags=["ACK"]), PingFrame(0, opaque_data=b"12345678"), HeadersFrame(1), DataFrame(1)],
+)
+def test_another_frame_than_settings_is_no_beginning(frame: Frame) -> None:
+    with pytest.raises(AbuseError, match="first_frame") as caught:
+        FrameGuard(header_block_bytes_max=65_536).receive_data(PREFACE + frame.serialize(), 0.0, 0)
+    assert caught.value.error_code is ErrorCodes.PROTOCOL_ERROR
