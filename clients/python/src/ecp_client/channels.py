@@ -7,6 +7,8 @@ from pathlib import Path
 import grpc
 from grpc import aio
 
+from ecp_client.errors import CertificatesError
+
 # Servers of the mesh allow a ping every 20 seconds; gRPC's own minimum elsewhere is five minutes.
 KEEPALIVE_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
@@ -40,10 +42,13 @@ def open_channel(
     """A channel to `host:port`; nothing is connected yet.
 
     Raises:
-        OSError: ca_file cannot be read.
+        CertificatesError: ca_file cannot be read.
     """
     options = channel_options(server_hostname)
     if plaintext:
         return aio.insecure_channel(address, options=options)
-    authorities = None if ca_file is None else ca_file.read_bytes()
+    try:
+        authorities = None if ca_file is None else ca_file.read_bytes()
+    except OSError as error:
+        raise CertificatesError(f"ca_file {ca_file} cannot be read: {error.strerror}") from error
     return aio.secure_channel(address, grpc.ssl_channel_credentials(authorities), options=options)

@@ -11,6 +11,10 @@ class SettingsError(ClientError):
     """A setting is out of range or contradicts another; the message says which and what to do."""
 
 
+class CertificatesError(ClientError):
+    """The certificates to trust cannot be read now; it is tried again."""
+
+
 class ClosedError(ClientError):
     """The client was closed, or never started; nothing was done."""
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Self
 
+from ecp_client.addresses import check_license_token
 from ecp_client.books import Book
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
 from ecp_client.disk import FsyncPolicy
@@ -226,7 +227,12 @@ class Master:
         return self.clock.at(monotonic_us())
 
     def set_license_token(self, token: str) -> None:
-        """Uses another license from the next login on; a client that waits after a refusal tries again at once."""
+        """Uses another license from the next login on; a client that waits after a refusal tries again at once.
+
+        Raises:
+            SettingsError: it is none.
+        """
+        check_license_token(token)
         self._on_loop(lambda: self._connecting.set_license_token(token))
 
     # Inside

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ecp_client.addresses import parse_address
+from ecp_client.addresses import check_addresses, check_license_token
 from ecp_client.errors import SettingsError
 from ecp_client.master.outbox import OutboxSettings
 
@@ -67,10 +67,12 @@ class MasterSettings:
     def __post_init__(self) -> None:
         if not self.addresses:
             raise SettingsError("addresses must name at least one front door, as host:port")
-        for address in self.addresses:
-            parse_address(address)
+        check_addresses("addresses", self.addresses)
         if self.master_id <= 0 or not self.key_id or not self.secret or not self.license_token:
             raise SettingsError("master_id, key_id, secret and license_token are all required")
+        check_license_token(self.license_token)
+        if not isinstance(self.outbox_folder, Path):
+            raise SettingsError("outbox_folder must be a pathlib.Path")
         if len(self.client.encode()) > CLIENT_BYTES_MAX:
             raise SettingsError(f"client must be at most {CLIENT_BYTES_MAX} bytes")
         if self.plaintext and (self.ssl_context or self.ca_file):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Self
 
+from ecp_client.addresses import check_license_token
 from ecp_client.clock import ServerClock, monotonic_us, wall_us
 from ecp_client.copying import Copier, EquitySource, PointValueSource, Protection, QuoteSource, Reason
 from ecp_client.disk import FsyncPolicy
@@ -67,7 +69,9 @@ class Subscriber:
         Raises:
             JournalLockedError: another process uses the journal.
             JournalError: the journal cannot be used, or is damaged.
+            SettingsError: ca_file cannot be read.
         """
+        settings.check_ca_file()
         self.settings = settings
         self._on_batch = on_batch
         self._journal = None
@@ -100,14 +104,14 @@ class Subscriber:
             raise ClosedError("a subscriber can be started once")
         settings = self.settings
         self._tasks = [
-            asyncio.create_task(self._guard(self._streaming.run()), name="ecp-subscriber-stream"),
+            asyncio.create_task(self._guard(self._streaming.run), name="ecp-subscriber-stream"),
             asyncio.create_task(self._streaming.acknowledge_often(), name="ecp-subscriber-acknowledge"),
-            asyncio.create_task(self._guard(self._checkpoint_often()), name="ecp-subscriber-checkpoint"),
+            asyncio.create_task(self._guard(self._checkpoint_often), name="ecp-subscriber-checkpoint"),
         ]
         if settings.risk_addresses:
             self._tasks.append(asyncio.create_task(self._reporter.run(), name="ecp-subscriber-report"))
         if self._journal is not None and settings.journal.fsync is FsyncPolicy.INTERVAL:
-            sync = self._guard(self._sync_often(self._journal))
+            sync = self._guard(functools.partial(self._sync_often, self._journal))
             self._tasks.append(asyncio.create_task(sync, name="ecp-subscriber-sync"))
 
     async def close(self) -> None:
@@ -193,7 +197,12 @@ class Subscriber:
     # Telling
 
     def set_license_token(self, token: str) -> None:
-        """Uses another license from now on: the stream is opened anew with it and resumes where it was."""
+        """Uses another license from now on: the stream is opened anew with it and resumes where it was.
+
+        Raises:
+            SettingsError: it is none.
+        """
+        check_license_token(token)
         if token != self._token:
             self._token = token
             self._streaming.restart("another license token")
@@ -273,7 +282,9 @@ class Subscriber:
         async def refresh() -> bool:
             before = self._token
             try:
-                self._token = await refresh_token()
+                token = await refresh_token()
+                check_license_token(token)
+                self._token = token
             except Exception:
                 # The application's own code; the stream is tried again later.
                 self.stats.callback_errors += 1
@@ -297,10 +308,10 @@ class Subscriber:
                 finally:
                     os.close(descriptor)
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Without a journal that can be written nothing may be received: says so, and ends the stream."""
         try:
-            await work
+            await work()
         except Exception as error:
             logger.exception("the subscriber stops")
             self._failure = error

@@ -12,6 +12,7 @@ from grpc import aio
 
 from ecp_client.backoff import Backoff
 from ecp_client.channels import open_channel
+from ecp_client.errors import CertificatesError
 from ecp_client.subscriber.events import OutcomesDropped, OutcomesRefused, SubscriberEvent
 from ecp_client.subscriber.reporting import Outcomes
 from ecp_client.subscriber.settings import SubscriberSettings
@@ -65,6 +66,9 @@ class Reporter:
                 )
             except aio.AioRpcError as error:
                 logger.info("outcomes wait: %s %s", error.code().name, error.details())
+                return False
+            except CertificatesError as error:
+                logger.info("outcomes wait: %s", error)
                 return False
             self._outcomes.sent()
             if response.refused:

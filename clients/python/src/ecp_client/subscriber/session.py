@@ -194,6 +194,8 @@ class SubscriberSession:
         track = self.tracks.get(master_id)
         if track is None and self._follows_all:
             track = self.tracks[master_id] = Track(master_id, self._default_start)
+        if track is not None:
+            track.heard_of = True
         return track
 
     def take(self, response: pb.SubscribeResponse) -> list[Step]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ecp_client.addresses import parse_address
+from ecp_client.addresses import check_addresses, check_license_token
 from ecp_client.copying import CopySettings
 from ecp_client.errors import SettingsError
 from ecp_client.subscriber.journal import JournalSettings
@@ -72,12 +73,17 @@ class SubscriberSettings:
     def __post_init__(self) -> None:
         if not self.addresses:
             raise SettingsError("addresses must name at least one fan-out server, as host:port")
-        for address in (*self.addresses, *self.risk_addresses):
-            parse_address(address)
-        if not self.license_token:
-            raise SettingsError("license_token is required")
-        if len(self.masters) > MASTERS_MAX or any(master_id <= 0 for master_id in self.masters):
-            raise SettingsError(f"masters must be at most {MASTERS_MAX}, with positive ids")
+        check_addresses("addresses", self.addresses)
+        check_addresses("risk_addresses", self.risk_addresses)
+        check_license_token(self.license_token)
+        self._check_masters()
+        if not isinstance(self.journal_folder, Path | None):
+            raise SettingsError("journal_folder must be a pathlib.Path")
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"{name} must be positive")
+        if self.full_sync_seconds_min > self.full_sync_seconds_max:
+            raise SettingsError("full_sync_seconds_min is above full_sync_seconds_max")
         if len(self.client.encode()) > CLIENT_BYTES_MAX:
             raise SettingsError(f"client must be at most {CLIENT_BYTES_MAX} bytes")
         if self.plaintext and self.ca_file:
@@ -86,5 +92,33 @@ class SubscriberSettings:
             raise SettingsError(
                 "reconnect_seconds_min, reconnect_seconds_max, refused_seconds_max must ascend"
             )
-        if self.outcomes_max <= 0:
-            raise SettingsError("outcomes_max must be positive")
+
+    def _check_masters(self) -> None:
+        masters: object = self.masters
+        if not isinstance(masters, Mapping) or len(masters) > MASTERS_MAX:
+            raise SettingsError(f"masters must map at most {MASTERS_MAX} ids to their CopySettings")
+        for master_id, copy in masters.items():
+            if type(master_id) is not int or master_id <= 0 or not isinstance(copy, CopySettings):
+                raise SettingsError(f"masters: {master_id!r} is not a positive id with its CopySettings")
+        if not isinstance(self.copy, CopySettings):
+            raise SettingsError("copy must be CopySettings")
+
+    def check_ca_file(self) -> None:
+        """Does nothing if `ca_file` has certificates, or there is none. Raises SettingsError."""
+        if self.ca_file is not None:
+            try:
+                ssl.create_default_context(cafile=str(self.ca_file))
+            except OSError as error:
+                raise SettingsError(f"ca_file {self.ca_file} cannot be read: {error}") from error
+
+
+_POSITIVE = (
+    "outcomes_max",
+    "fsync_interval_seconds",
+    "checkpoint_interval_seconds",
+    "report_interval_seconds",
+    "acknowledge_interval_seconds",
+    "silence_seconds_max",
+    "call_timeout_seconds",
+    "full_sync_seconds_min",
+)

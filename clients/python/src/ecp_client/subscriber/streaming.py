@@ -16,6 +16,7 @@ from grpc import aio
 
 from ecp_client.backoff import Backoff
 from ecp_client.channels import open_channel
+from ecp_client.errors import CertificatesError
 from ecp_client.positions import Position
 from ecp_client.subscriber.endings import STATUS_DETAILS_KEY, Outlook, StreamEnd, stream_end
 from ecp_client.subscriber.events import StreamEnded, StreamOpened
@@ -132,7 +133,11 @@ class Streaming:
         self._drain_wait_ms = 0
         session = self._processor.session
         self._ask_for_full_sync()
-        call = self._connected(address).Subscribe(session.request(), metadata=self._metadata())
+        try:
+            stub = self._connected(address)
+        except CertificatesError as error:
+            return StreamEnd(Outlook.RETRY, "UNAVAILABLE", str(error))
+        call = stub.Subscribe(session.request(), metadata=self._metadata())
         self._call = call
         self._heard_at = time.monotonic()
         watch = asyncio.create_task(self._watch(call))

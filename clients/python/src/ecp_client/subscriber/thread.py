@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Self
 
+from ecp_client.addresses import check_license_token
 from ecp_client.copying import Copier, EquitySource, PointValueSource, Protection, QuoteSource, Reason
 from ecp_client.errors import ClosedError
 from ecp_client.looping import LoopThread
@@ -164,6 +165,7 @@ class SubscriberThread:
 
     def set_license_token(self, token: str) -> None:
         """As Subscriber.set_license_token."""
+        check_license_token(token)
         self._loop.call_soon(self._subscriber.set_license_token, token)
 
     def disconnect(self) -> None:

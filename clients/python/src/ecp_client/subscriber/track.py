@@ -32,6 +32,8 @@ class Track:
     """Signals up to here were delivered before, by this process or by one before it: they come as replays."""
     degraded_at: Position | None = None
     """The full sync must reach beyond this, where the last gap ended; None when nothing is missing."""
+    heard_of: bool = False
+    """Some stream has said something about this master."""
     pause: SyncState | None = None
     """As the server told it last."""
     pause_told: bool = False
@@ -68,4 +70,4 @@ class Track:
             return SyncState.RESYNCING
         if self.degraded:
             return SyncState.DEGRADED
-        return SyncState.STARTING if self.held is None else SyncState.SYNCED
+        return SyncState.SYNCED if self.heard_of and self.held is not None else SyncState.STARTING
