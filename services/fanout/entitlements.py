@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -114,6 +114,7 @@ class Entitlements:
         self._clock = clock
         self._limits = limits
         self._known: OrderedDict[bytes, tuple[int, Identity | UnauthenticatedError]] = OrderedDict()
+        self._asked_again: OrderedDict[bytes, int] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Task[Identity]] = {}
         self._calls = asyncio.Semaphore(limits.calls_max)
         self._recent: OrderedDict[str, dict[int, Entitlement]] = OrderedDict()
@@ -139,6 +140,23 @@ class Entitlements:
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return self._checked(await asyncio.shield(task))
+
+    async def authenticate_for(self, token: str, master_ids: Iterable[int]) -> Identity:
+        """As `authenticate`, and asks once more before a master that was subscribed to just now is missing.
+
+        A subscription may be used before its announcement is here. Of one token that goes on naming others' masters
+        the ledger hears no more often than of one that it refused.
+        """
+        identity = await self.authenticate(token)
+        if all(master_id in identity.entitlements for master_id in master_ids):
+            return identity
+        key, now_us = hashlib.sha256(token.encode()).digest(), self._clock.now_us()
+        if now_us < self._asked_again.get(key, 0):
+            return identity
+        self._asked_again[key] = now_us + int(self._limits.refused_seconds * _US)
+        self._asked_again.move_to_end(key)
+        _bound(self._asked_again, self._limits.cached_max)
+        return await self.authenticate(token, fresh=True)
 
     def note_subscription(self, user_id: str, entitlement: Entitlement) -> bool:
         """Takes note of an announced change; False when a newer one was seen already."""

@@ -85,7 +85,7 @@ class FanoutServicer:
         """Streams until either side ends it."""
         token = auth.current_principal().token
         starts = starts_of(request)
-        identity = await self._entitlements.authenticate(token)
+        identity = await self._entitlements.authenticate_for(token, [one.master_id for one in starts])
         self._hub.admit(identity.user_id)
         if not self._ready():
             raise errors.not_ready()
@@ -133,7 +133,8 @@ class FanoutServicer:
     ) -> pb.AcknowledgeResponse:
         """Takes note of how far the caller is."""
         positions = positions_of(request)
-        identity = await self._entitlements.authenticate(auth.current_principal().token)
+        token = auth.current_principal().token
+        identity = await self._entitlements.authenticate_for(token, [master_id for master_id, _ in positions])
         missing = [master_id for master_id, _ in positions if master_id not in identity.entitlements]
         if missing:
             raise errors.not_subscribed(missing)

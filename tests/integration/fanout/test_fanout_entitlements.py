@@ -63,6 +63,25 @@ async def test_a_subscription_made_meanwhile_counts_at_once(fanout: Fanout, ledg
     assert ledger.authenticate_calls == 1
 
 
+async def test_a_subscription_counts_before_its_announcement_is_here(
+    redis_url: str, ledger: StandInLedger, log: WrittenLog
+) -> None:
+    """Of masters that nobody let the user follow the ledger is asked once in a while, however often they are named."""
+    user = ledger.add_user("token", 1)
+    loaded = fanout_settings(redis_url, ledger, authenticate_refused_seconds=60)
+    async with fanout_running(loaded) as fanout:
+        async with fanout.subscribe("token", from_now(1)) as subscriber:
+            await subscriber.begun()
+        user.subscriptions[2] = Subscription("unannounced", 2)
+        async with fanout.subscribe("token", from_now(2)) as subscriber:
+            await subscriber.begun()
+        assert ledger.authenticate_calls == 2
+        for _ in range(5):
+            async with fanout.subscribe("token", from_now(3)) as subscriber:
+                assert (await subscriber.ended()).code() is grpc.StatusCode.PERMISSION_DENIED
+        assert ledger.authenticate_calls == 2
+
+
 async def test_a_cancelled_master_leaves_the_others_streaming(
     fanout: Fanout, ledger: StandInLedger, log: WrittenLog
 ) -> None:
