@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pytest
 import trustme
 
 from ecp_client.copying import CopySettings
-from ecp_client.errors import SettingsError
-from ecp_client.master import MasterSettings
+from ecp_client.errors import SettingsError, WrongThreadError
+from ecp_client.master import MasterEvent, MasterSettings, MasterThread
 from ecp_client.subscriber import StreamEnded, Subscriber, SubscriberSettings, SyncState
+from execution.common.v1.signal_pb2 import SIGNAL_KIND_OPEN
 from execution.fanout.v1 import fanout_service_pb2_grpc
 from tests.integration.clients.application import WAIT_SECONDS, App, settings
 from tests.integration.clients.scripted_server import Fanout, ScriptedServer, says, serving, signals
+from tests.unit.clients.made import signal
 from tests.waiting import until
 
+OPENING = signal(SIGNAL_KIND_OPEN, 1)
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -76,9 +80,32 @@ def test_a_subscribers_settings_that_cannot_work_are_refused(wrong: dict[str, ob
         subscribing(**wrong)
 
 
-def test_an_outbox_folder_is_a_path() -> None:
-    with pytest.raises(SettingsError, match="outbox_folder"):
-        sending(outbox_folder="outbox")
+@pytest.mark.parametrize("wrong", [{"outbox_folder": "outbox"}, {"secret": "secret"}])
+def test_a_masters_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        sending(**wrong)
+
+
+async def test_a_masters_callback_that_closes_it_is_told_so_and_the_client_goes_on(tmp_path: Path) -> None:
+    def follow() -> list[type[Exception]]:
+        raised: list[type[Exception]] = []
+        told = threading.Event()
+
+        def on_event(_event: MasterEvent) -> None:
+            try:
+                client.close()
+            except Exception as error:
+                raised.append(type(error))
+            told.set()
+
+        given = sending(plaintext=True, outbox_folder=tmp_path, reconnect_seconds_min=0.01)
+        client = MasterThread(given, on_event=on_event)
+        with client:
+            assert told.wait(WAIT_SECONDS)
+            assert client.send(OPENING) == 1
+        return raised
+
+    assert set(await asyncio.to_thread(follow)) == {WrongThreadError}
 
 
 @pytest.mark.parametrize("content", [None, "something else"])

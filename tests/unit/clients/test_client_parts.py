@@ -45,6 +45,11 @@ class TestFixedPoint:
         with pytest.raises(ValueError, match="not a multiple"):
             signals.to_e8(value)
 
+    @pytest.mark.parametrize("value", ["abc", "", "1,5", 0.1, 0.5])
+    def test_words_and_all_floats_are_refused(self, value: object) -> None:
+        with pytest.raises(ValueError, match=r"not a number|is a float"):
+            signals.to_e8(value)
+
 
 LONG = "x" * 33
 WRONG: list[tuple[str, dict[str, object]]] = [

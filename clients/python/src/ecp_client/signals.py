@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
 from ecp_client.errors import SignalInvalidError
@@ -46,7 +46,12 @@ def to_e8(value: str | int | Decimal) -> int:
     Raises:
         ValueError: not a number, or not a multiple of 1e-8.
     """
-    scaled = Decimal(value) * E8
+    if isinstance(value, float):
+        raise ValueError(f"{value} is a float: format it to the symbol's digits first")
+    try:
+        scaled = Decimal(value) * E8
+    except InvalidOperation as error:
+        raise ValueError(f"{value!r} is not a number") from error
     if not scaled.is_finite() or scaled != scaled.to_integral_value():
         raise ValueError(f"{value} is not a multiple of 1e-8")
     return int(scaled)

@@ -70,6 +70,8 @@ class MasterSettings:
         check_addresses("addresses", self.addresses)
         if self.master_id <= 0 or not self.key_id or not self.secret or not self.license_token:
             raise SettingsError("master_id, key_id, secret and license_token are all required")
+        if not isinstance(self.secret, bytes):
+            raise SettingsError("secret must be bytes, as the ledger gave it out")
         check_license_token(self.license_token)
         if not isinstance(self.outbox_folder, Path):
             raise SettingsError("outbox_folder must be a pathlib.Path")

@@ -21,7 +21,8 @@ ANSWER_SECONDS_MAX = 30.0
 class MasterThread:
     """As Master, for a plain thread. `send` never waits for the network: it returns when the outbox has the signal.
 
-    `on_event` and `snapshot` are called in the client's own thread, not in the one that trades.
+    `on_event` and `snapshot` are called in the client's own thread, not in the one that trades; a call that waits for
+    the client raises WrongThreadError there.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class MasterThread:
 
     def close(self) -> None:
         """As Master.close; ends the thread. Safe to repeat."""
+        self._loop.check_other()
         if self._closed:
             return
         self._closed = True
