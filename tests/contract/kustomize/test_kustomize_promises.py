@@ -48,7 +48,10 @@ def test_namespace_enforces_the_restricted_standard(named: Named) -> None:
 
 
 def test_replicas_are_as_promised(named: Named, overlay: str) -> None:
-    counted = {name: deployment["spec"]["replicas"] for name, deployment in named["Deployment"].items()}
+    counted = {name: deployment["spec"].get("replicas") for name, deployment in named["Deployment"].items()}
+    for autoscaler in named.get("HorizontalPodAutoscaler", {}).values():
+        assert counted[autoscaler["spec"]["scaleTargetRef"]["name"]] is None
+        counted[autoscaler["spec"]["scaleTargetRef"]["name"]] = autoscaler["spec"]["minReplicas"]
     assert counted == REPLICAS[overlay]
 
 
