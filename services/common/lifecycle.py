@@ -30,7 +30,9 @@ EXIT_USAGE: Final = 2
 _STOP_MARGIN_SECONDS: Final = 10.0
 # The process that started workers waits longer than they take.
 _WORKERS_MARGIN_SECONDS: Final = 20.0
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A terminal's end and systemd's SendSIGHUP= add a SIGHUP to what they say already.
+_URGENT: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def command_line(
@@ -42,7 +44,7 @@ def command_line(
 ) -> int:
     """Runs a service as `python -m services.NAME [serve|migrate]` and returns the exit code.
 
-    `serve`, the default, enters `running(settings)` and leaves it on SIGTERM or SIGINT; `migrate` awaits
+    `serve`, the default, enters `running(settings)` and leaves it on SIGTERM, SIGINT or SIGHUP; `migrate` awaits
     `migrate(settings)`. Where the settings are WorkerSettings, `--workers N` serves from N processes. Codes:
     0 ended as asked; 1 failed; 2 unknown subcommand or option; 3 configuration error.
     """
@@ -104,7 +106,7 @@ def _serve_as_asked(
         return run(
             lambda stop: _serve(running(loaded), stop),
             grace_seconds=grace_seconds,
-            again=(signal.SIGINT,) if worker is not None else _SIGNALS,
+            again=(signal.SIGINT,) if worker is not None else _URGENT,
         )
 
 
@@ -113,11 +115,11 @@ def run(
     *,
     grace_seconds: float = 10.0,
     interrupted_code: int = EXIT_OK,
-    again: Sequence[signal.Signals] = _SIGNALS,
+    again: Sequence[signal.Signals] = _URGENT,
 ) -> int:
     """Runs `main` on uvloop and returns the exit code.
 
-    The first SIGTERM or SIGINT sets `stop.asked`, and cancels `main` if it has not called
+    The first SIGTERM, SIGINT or (where nohup did not turn it off) SIGHUP sets `stop.asked`, and cancels `main` if it has not called
     `stop.begin_graceful()`. `main` is cancelled too at a second signal that is one of `again`, and when it has
     not ended `grace_seconds` and a margin later. A ConfigurationError is printed on stderr; other failures are
     logged.
@@ -166,6 +168,8 @@ async def _supervised(
             task.cancel()
 
     for number in _SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN and number is signal.SIGHUP:
+            continue
         loop.add_signal_handler(number, on_signal, number)
     await main(stop)
 

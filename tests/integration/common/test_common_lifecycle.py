@@ -119,7 +119,7 @@ async def finish(running: asyncio.subprocess.Process) -> tuple[int, str, str]:
     return running.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_ends_the_service_in_order(tmp_path: Path, number: signal.Signals) -> None:
     async with process(tmp_path) as running:
         await read_until(running, '"ready"')
@@ -144,6 +144,33 @@ async def test_a_signal_during_the_start_undoes_it(tmp_path: Path) -> None:
         code, out, _ = await finish(running)
     assert code == 0
     assert "start undone" in out
+
+
+async def test_a_hang_up_does_not_hurry_an_end_that_was_asked_for(tmp_path: Path) -> None:
+    async with process(tmp_path, BEHAVIOR="slow end", DRAIN_GRACE_SECONDS="60") as running:
+        await read_until(running, '"ready"')
+        running.send_signal(signal.SIGTERM)
+        await read_until(running, "ending")
+        running.send_signal(signal.SIGHUP)
+        running.send_signal(signal.SIGINT)
+        code, out, _ = await finish(running)
+    assert code == 1
+    assert "SIGHUP again" not in out
+    assert "SIGINT again: stopping at once" in out
+
+
+async def test_nohup_keeps_the_service_through_a_hang_up(tmp_path: Path) -> None:
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with process(tmp_path) as running:
+            await read_until(running, '"ready"')
+            running.send_signal(signal.SIGHUP)
+            running.send_signal(signal.SIGTERM)
+            code, out, _ = await finish(running)
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+    assert code == 0
+    assert "SIGHUP" not in out
 
 
 async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
