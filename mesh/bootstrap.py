@@ -109,7 +109,7 @@ def _create(target: Environment, interpreter: str) -> None:
     if target.folder.is_symlink():
         target.folder.unlink()
     shutil.rmtree(target.folder, ignore_errors=True)
-    _run([real, "-I", "-m", "venv", str(target.folder)], "python -m venv failed")
+    _run([real, "-I", "-m", "venv", str(target.folder)], "python -m venv failed", only_failures_speak=True)
 
 
 def _probe(interpreter: str) -> tuple[str, str]:
@@ -149,16 +149,34 @@ def _install_lock(target: Environment) -> None:
 
 def _pip(target: Environment, command: str, *arguments: str) -> None:
     pip = [str(target.python), "-I", "-m", "pip", "--disable-pip-version-check", command, "-qq"]
-    _run([*pip, *arguments], f"pip {command} failed")
+    # A wish to install for the user only, in the environment or a pip.conf, is not about this place.
+    _run([*pip, *arguments], f"pip {command} failed", PIP_USER="0", HOME=_home(target))
 
 
-def _run(command: list[str], failure: str) -> None:
+def _home(target: Environment) -> str:
+    """The user's home; the environment itself for one who has none, as in a container under any number.
+
+    Packages that are built from source may need one.
+    """
+    home = os.path.expanduser("~")
+    return str(target.folder) if home == "~" else home
+
+
+def _run(command: list[str], failure: str, *, only_failures_speak: bool = False, **variables: str) -> None:
     # stdout belongs to the command that was asked for. The lock's descriptor is inherited (close_fds), so
     # that a pip that outlives a killed launcher keeps the next one waiting instead of working beside it.
     completed = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, close_fds=False, check=False
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if only_failures_speak else sys.stderr,
+        stderr=subprocess.STDOUT if only_failures_speak else None,
+        env={**os.environ, **variables},
+        close_fds=False,
+        check=False,
     )
     if completed.returncode:
+        if only_failures_speak:
+            print(completed.stdout.decode(errors="replace"), file=sys.stderr)
         raise BootstrapError(f"{failure} (see above); the next ./ecp starts afresh")
 
 

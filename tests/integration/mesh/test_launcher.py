@@ -167,3 +167,78 @@ def test_two_at_once_make_it_once(bare_clone: Path) -> None:
         assert out == "True\n"
         said += err
     assert said.count("making .venv with Python") == 1
+
+
+BACKEND = """
+import os, pathlib, sys, zipfile
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    pathlib.Path("seen").write_text(f"{pathlib.Path.home()} {os.environ.get('PIP_USER')}")
+    name = "x-1-py3-none-any.whl"
+    with zipfile.ZipFile(pathlib.Path(wheel_directory) / name, "w") as wheel:
+        for file, text in FILES.items():
+            wheel.writestr(f"x-1.dist-info/{file}", text)
+    return name
+FILES = {
+    "METADATA": "Metadata-Version: 2.1\\nName: x\\nVersion: 1\\n",
+    "WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+    "RECORD": "",
+}
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "x"
+version = "1"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run it as a user whom no file names")
+def test_a_user_without_a_home_gets_an_environment(data_folder: Path, bare_clone: Path) -> None:
+    if folders.first_closed(Path("/usr/bin/python3").resolve().parent, ORDINARY):
+        pytest.skip("an ordinary user cannot get to a Python")
+    clone = shutil.copytree(bare_clone, data_folder / "clone")
+    (clone / "backend.py").write_text(BACKEND)
+    (clone / "pyproject.toml").write_text(PROJECT)
+    subprocess.run(["chown", "-R", str(ORDINARY.uid), clone], check=True)
+    completed = subprocess.run(
+        [clone / "ecp"],
+        user=ORDINARY.uid,
+        group=ORDINARY.gid,
+        extra_groups=[],
+        env={"PATH": os.defpath, "ECP_PYTHON": "/usr/bin/python3"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert "ecp: .venv is ready" in completed.stderr, completed.stderr
+    assert (clone / "seen").read_text().startswith(str(clone / ".venv"))
+
+
+def test_pip_s_own_wish_to_install_for_the_user_does_not_reach_into_the_environment(
+    bare_clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bare_clone / "backend.py").write_text(BACKEND)
+    (bare_clone / "pyproject.toml").write_text(PROJECT)
+    monkeypatch.setenv("PIP_USER", "1")
+    assert bootstrap.main([str(bare_clone), "1 | 1 | 1"]) == 0
+
+
+@pytest.mark.parametrize(("end", "words_are_shown"), [("exit 1", True), ("kill -INT $PPID; sleep 5", False)])
+def test_what_making_an_environment_says_is_shown_when_it_fails_and_not_when_it_is_interrupted(
+    end: str, words_are_shown: bool, bare_clone: Path, tmp_path: Path
+) -> None:
+    probed = "*-c*) echo $0; echo 3.11.2;;"
+    python = fake_interpreter(tmp_path, f"case $* in {probed} *) echo Traceback >&2; {end};; esac")
+    code = (
+        "import signal, sys; from pathlib import Path; from mesh import bootstrap; clone = Path(sys.argv[1]);"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.executable = sys.argv[2];"
+        "sys.exit(bootstrap.main([str(clone), 'a stamp']))"
+    )
+    command = [sys.executable, "-P", "-c", code, bare_clone, python]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == (3 if words_are_shown else 130)
+    assert ("Traceback" in completed.stderr) is words_are_shown

@@ -56,6 +56,19 @@ def test_help_loads_nothing_heavy() -> None:
     assert not HEAVY & set(loaded.split())
 
 
+def test_an_interruption_while_it_loads_is_quiet() -> None:
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "import runpy; runpy.run_module('mesh', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
