@@ -18,9 +18,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from services.common import auth, health_port, shared_ports, tasks, tls
 from services.common.errors import ConfigurationError
 from services.common.h2grpc.certificates import Certificates
-from services.common.h2grpc.connection import LAST_WORDS_SECONDS, Connection, Serving
+from services.common.h2grpc.connection import LAST_WORDS_SECONDS, Connection
 from services.common.h2grpc.handlers import Handlers
 from services.common.h2grpc.settings import Http2Settings
+from services.common.h2grpc.shared import Serving
 from services.common.interceptors import CallGuard
 from services.common.rpc import Registration
 
@@ -177,10 +178,12 @@ async def _look_after(shared: Serving) -> None:
     """Looks at each connection about once a second, a part of them at a time."""
     loop = asyncio.get_running_loop()
     while True:
+        rounds = max(1, min(len(shared.connections), _ROUNDS_PER_SECOND))
+        await asyncio.sleep(1 / rounds)
         connections = tuple(shared.connections)
-        rounds = max(1, min(len(connections), _ROUNDS_PER_SECOND))
         for part in range(rounds):
-            await asyncio.sleep(1 / rounds)
+            if part:
+                await asyncio.sleep(1 / rounds)
             now = loop.time()
             for connection in connections[part::rounds]:
                 connection.look_after(now)
