@@ -119,10 +119,10 @@ def run(
 ) -> int:
     """Runs `main` on uvloop and returns the exit code.
 
-    The first SIGTERM, SIGINT or (where nohup did not turn it off) SIGHUP sets `stop.asked`, and cancels `main` if it has not called
-    `stop.begin_graceful()`. `main` is cancelled too at a second signal that is one of `again`, and when it has
-    not ended `grace_seconds` and a margin later. A ConfigurationError is printed on stderr; other failures are
-    logged.
+    The first SIGTERM, SIGINT or (where nohup did not turn it off) SIGHUP sets `stop.asked`, and cancels `main`
+    if it has not called `stop.begin_graceful()`. `main` is cancelled too at a second signal that is one of
+    `again`, and when it has not ended `grace_seconds` and a margin later. A ConfigurationError is printed on
+    stderr; other failures are logged.
     """
     stop = Stop()
     try:
