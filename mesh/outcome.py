@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -56,6 +57,23 @@ def check_writable(*paths: Path | None) -> None:
             raise ConfigurationError(
                 f"cannot write {path} ({error.strerror}): choose another file"
             ) from error
+
+
+def check_folder(path: Path | None) -> None:
+    """Makes the folder, if one was asked for, before an hour of work that is to leave something in it.
+
+    Raises:
+        ConfigurationError: it cannot be made or written.
+    """
+    if path is None:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write to {path} ({error.strerror}): choose another folder"
+        ) from error
 
 
 def write_text(path: Path | None, text: str) -> None:

@@ -73,6 +73,26 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
         return True
 
 
+def require_free(port: int) -> None:
+    """Checks that a server of ours could listen on the port of the loopback.
+
+    Raises:
+        ConfigurationError: it could not.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except PermissionError as error:
+            raise ConfigurationError(
+                f"port {port} is not for ordinary users ({error.strerror}): choose one above 1023"
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(
+                f"port {port} is in use on {LOOPBACK}: stop what uses it, or choose another"
+            ) from error
+
+
 def _ephemeral_first() -> int:
     try:
         text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")

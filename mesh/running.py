@@ -19,7 +19,7 @@ from mesh.embedded import PostgresServer, RedisServer, Servers, servers_from_env
 from mesh.embedded.folders import run_folder
 from mesh.errors import EXIT_CONFIGURATION, ConfigurationError, MeshError
 from mesh.open_files import allow_open_files
-from mesh.ports import LOOPBACK, PortBlock, is_free, port_block
+from mesh.ports import LOOPBACK, PortBlock, port_block, require_free
 from mesh.process import spawn
 from mesh.runfile import SERVICES, RunFile
 from mesh.supervisor import (
@@ -155,10 +155,7 @@ def _plan(
     if len(set(wanted_ports)) < len(wanted_ports):
         raise ConfigurationError(f"port {wanted_ports[0]} was given twice: choose another for one of the two")
     for wanted in wanted_ports:
-        if not is_free(wanted):
-            raise ConfigurationError(
-                f"port {wanted} is in use on {LOOPBACK}: stop what uses it, or choose another"
-            )
+        require_free(wanted)
     grpc = {name: f"{LOOPBACK}:{ports.take()}" for name in SERVICES}
     if options.fanout_port:
         grpc["fanout"] = f"{LOOPBACK}:{options.fanout_port}"

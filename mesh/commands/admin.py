@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.commands.choices import FOLDER, folder
+
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
@@ -36,7 +38,13 @@ for group in (user, master, license_, subscription, trust):
     admin.add_typer(group)
 
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Folder of the running mesh, as given to `ecp up --data`.")
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of the running mesh, as given to `ecp up --data`.",
+        parser=folder,
+        metavar=FOLDER,
+    ),
 ]
 RequestId = Annotated[
     str, typer.Option(help="Idempotency key: the same one gives the same answer.", show_default="new")

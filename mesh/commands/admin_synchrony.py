@@ -34,7 +34,10 @@ def resync(
         int, typer.Option("--master", min=0, max=INT64_MAX, help="Only this master's; 0 is any.")
     ] = 0,
     wait_seconds: Annotated[
-        float, typer.Option("--wait", min=0, help="Wait until they are in step, at most so many seconds.")
+        float,
+        typer.Option(
+            "--wait", min=0, max=86_400, help="Wait until they are in step, at most so many seconds."
+        ),
     ] = 0,
     as_json: AsJson = False,
     data: Data = None,

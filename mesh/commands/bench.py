@@ -61,10 +61,13 @@ def fanout(
         int, typer.Option(min=1, max=15_000, help="Streams, each on its connection.")
     ] = 500,
     idle: Annotated[
-        int, typer.Option(min=0, help="Idle streams for their memory; 0 leaves it out.")
+        int, typer.Option(min=0, max=15_000, help="Idle streams for their memory; 0 leaves it out.")
     ] = 10_000,
     repeat_seconds: Annotated[
-        float, typer.Option(min=0, help="Time in all for repeating runs that others on the machine disturb.")
+        float,
+        typer.Option(
+            min=0, max=86_400, help="Time in all for repeating runs that others on the machine disturb."
+        ),
     ] = 80,
     edge: Annotated[Edge, typer.Option(help="What serves.")] = Edge.H2,
 ) -> None:

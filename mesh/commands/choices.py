@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
+
+import typer
 
 
 class Edge(StrEnum):
@@ -19,3 +22,17 @@ class LogLevel(StrEnum):
     INFO = "INFO"
     WARNING = "WARNING"
     ERROR = "ERROR"
+
+
+def folder(text: str) -> Path:
+    """The folder that an option names. A variable that is not set must not mean the current one.
+
+    Raises:
+        BadParameter: it names none.
+    """
+    if not text:
+        raise typer.BadParameter("an empty name: name a folder")
+    return Path(text)
+
+
+FOLDER = "<dir>"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.commands.choices import FOLDER, folder
+
 if TYPE_CHECKING:
     from mesh.demo.report import Report
     from mesh.demo.scenario import DemoOptions
@@ -28,7 +30,9 @@ def demo(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Keep stores, logs and books in this new folder.", file_okay=False),
+        typer.Option(
+            "--data", help="Keep stores, logs and books in this new folder.", parser=folder, metavar=FOLDER
+        ),
     ] = None,
     view: Annotated[bool, typer.Option(help="Show the live view (where there is a terminal).")] = True,
 ) -> None:

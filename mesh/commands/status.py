@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.commands.choices import FOLDER, folder
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
 
 def status(
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the running mesh, as given to `ecp up --data`.")
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Folder of the running mesh, as given to `ecp up --data`.",
+            parser=folder,
+            metavar=FOLDER,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:

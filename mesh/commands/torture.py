@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh.commands.choices import Edge
+from mesh.commands.choices import FOLDER, Edge, folder
 
 if TYPE_CHECKING:
     from bench.torture.schedule_plan import Schedule
@@ -128,7 +128,10 @@ def schedules(
         typer.Option("--schedule", help="Play this schedule (JSON, as printed) instead.", dir_okay=False),
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Keep logs and journals of what is not sound there.", file_okay=False)
+        Path | None,
+        typer.Option(
+            help="Keep logs and journals of what is not sound there.", parser=folder, metavar=FOLDER
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
@@ -141,9 +144,10 @@ def schedules(
     """
     from bench.torture.schedule_plan import Sizes, schedule
     from bench.torture.schedules import torture
-    from mesh.outcome import check_writable, finish, run_telling
+    from mesh.outcome import check_folder, check_writable, finish, run_telling
 
     check_writable(json_file)
+    check_folder(keep)
     sizes = Sizes(masters=masters, followers=followers, acts=acts)
     if schedule_file is not None:
         plans = iter([_read_schedule(schedule_file)])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh.commands.choices import LogLevel
+from mesh.commands.choices import FOLDER, LogLevel, folder
 
 if TYPE_CHECKING:
     from mesh.hints import Guest
@@ -20,7 +20,12 @@ PortOption = Annotated[int, typer.Option(min=0, max=65_535, help="Port on the lo
 def up(
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Keep everything in this folder; without it all is temporary."),
+        typer.Option(
+            "--data",
+            help="Keep everything in this folder; without it all is temporary.",
+            parser=folder,
+            metavar=FOLDER,
+        ),
     ] = None,
     front_door_port: PortOption = 0,
     fanout_port: PortOption = 0,

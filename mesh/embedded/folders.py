@@ -124,7 +124,7 @@ def temporary_parent(user: User | None) -> Path:
     Raises:
         ConfigurationError: there is none.
     """
-    for candidate in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):
+    for candidate in (Path(tempfile.gettempdir()).absolute(), Path("/tmp"), Path("/var/tmp")):
         usable = candidate.is_dir() and os.access(candidate, os.W_OK)
         if (
             usable

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,23 @@ def test_a_port_that_somebody_listens_on_is_passed_over() -> None:
         with socket.create_server((ports.LOOPBACK, taken + 1)):
             assert not ports.is_free(taken + 1)
             assert block.take() == taken + 2
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """This process as one that is not root."""
+    before = os.geteuid()
+    os.seteuid(before or 54_326)
+    yield
+    os.seteuid(before)
+
+
+def test_a_port_for_root_alone_is_not_said_to_be_in_use(ordinary_user: None) -> None:
+    first = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if not first.exists() or int(first.read_text()) <= 1:
+        pytest.skip("every port is for everybody here")
+    with pytest.raises(ConfigurationError, match="port 1 is not for ordinary users"):
+        ports.require_free(1)
 
 
 def test_a_block_ends() -> None:

@@ -96,6 +96,20 @@ def test_an_interruption_while_it_loads_is_quiet() -> None:
             for fee in ("NaN", "-0.1", "Infinity", "1e30", "1e999999999", "1e-9", "free")
         ),
         (["admin", "user", "create", "--name", "x", "--email", "\udcff"], 2, "is not text in utf-8"),
+        *(
+            ([*command, ""], 2, "an empty name: name a folder")
+            for command in (
+                ["demo", "--data"],
+                ["up", "--data"],
+                ["status", "--data"],
+                ["admin", "user", "list", "--data"],
+                ["torture", "schedules", "--keep"],
+            )
+        ),
+        (["torture", "schedules", "--keep", "/dev/null/x"], 3, "cannot write to /dev/null/x"),
+        (["admin", "resync", "--reason", "x", "--master", "1", "--wait", "inf"], 2, "Invalid value for '--w"),
+        (["bench", "fanout", "--idle", "99999999999"], 2, "Invalid value for '--idle'"),
+        (["bench", "fanout", "--repeat-seconds", "inf"], 2, "Invalid value for '--repeat-seconds'"),
     ],
 )
 def test_a_mistake_costs_one_clear_message(arguments: list[str], exit_code: int, message: str) -> None:

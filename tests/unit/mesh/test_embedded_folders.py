@@ -119,3 +119,10 @@ def test_temporary_folders_are_where_a_socket_s_path_can_be(
     unfit.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(unfit))
     assert folders.temporary_parent(None) in (Path("/tmp"), Path("/var/tmp"))
+
+
+def test_a_temporary_folder_is_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "TEMPORARY_PATH_LENGTH_MAX", 1_000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", ".")  # what TMPDIR=. makes of it
+    assert folders.temporary_parent(None) == tmp_path

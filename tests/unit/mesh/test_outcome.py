@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from mesh.errors import ConfigurationError
-from mesh.outcome import check_writable, finish, write_json
+from mesh.outcome import check_folder, check_writable, finish, write_json
 
 
 @dataclass
@@ -41,6 +41,16 @@ def test_the_look_beforehand_leaves_an_older_result_as_it_is(tmp_path: Path) -> 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot write .*x\.json"):
         check_writable(tmp_path / "fine.json", tmp_path / "nowhere" / "x.json")
+
+
+@pytest.mark.parametrize("place", ["file/in/it", "file"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_folder(None)
+    check_folder(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    with pytest.raises(ConfigurationError, match=r"cannot write to .*: choose another folder"):
+        check_folder(tmp_path / place)
 
 
 def test_the_file_is_written_before_the_first_line(tmp_path: Path) -> None:
