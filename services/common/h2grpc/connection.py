@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final, cast
 
 import grpc
@@ -27,13 +26,13 @@ from services.common.h2grpc import metrics
 from services.common.h2grpc.answered import Answered
 from services.common.h2grpc.call import Call
 from services.common.h2grpc.guard import AbuseError, FrameGuard
-from services.common.h2grpc.h2_bypass import FrameMaker, ServerConnection
-from services.common.h2grpc.handlers import Method
+from services.common.h2grpc.h2_bypass import ServerConnection
 from services.common.h2grpc.incoming import Incoming
 from services.common.h2grpc.lifetime import Lifetime, Step
 from services.common.h2grpc.out_stream import OutStream
 from services.common.h2grpc.requests import peer_name
-from services.common.h2grpc.settings import Http2Settings
+from services.common.h2grpc.shared import Serving
+from services.common.h2grpc.turns import TurnReader
 
 _log = logging.getLogger(__name__)
 
@@ -46,19 +45,7 @@ _DRAIN_PING: Final = b"draining"
 _KEEPALIVE_PING: Final = b"areyouup"
 
 
-@dataclass(slots=True)
-class Serving:
-    """What the connections of one server share."""
-
-    settings: Http2Settings
-    methods: Mapping[bytes, Method]
-    connections: dict[Connection, None] = field(default_factory=dict)
-    maker: FrameMaker = field(default_factory=FrameMaker)
-    on_idle: Callable[[], None] = lambda: None
-    """Called when a connection has ended."""
-
-
-class Connection(asyncio.Protocol):
+class Connection(TurnReader):
     """A connection from its acceptance to its loss."""
 
     __slots__ = (
@@ -83,6 +70,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(serving.turn)
         settings = serving.settings
         self._serving = serving
         self._loop = loop
@@ -178,7 +166,8 @@ class Connection(asyncio.Protocol):
     def flush_h2(self) -> None:
         """Writes what h2 has to say."""
         data = self.h2.data_to_send()
-        if data and not self.is_ended:
+        # A transport that has failed says so in the next round, and warns about each write until then.
+        if data and not self.is_ended and not self.transport.is_closing():
             self.transport.write(data)
 
     def sending_ended(self, stream_id: int) -> None:

@@ -13,6 +13,8 @@ class Http2Settings(ServiceSettings):
     http2_connections_max: int = Field(default=20_000, ge=1, le=10_000_000)
     """Connections beyond are told to go away at once."""
     http2_streams_per_connection_max: int = Field(default=1_000, ge=1, le=1_000_000)
+    http2_read_bytes_max: int = Field(default=4_096, ge=1_024, le=262_144)
+    """What is read of a connection before the others have their turn."""
     http2_output_bytes_high: int = Field(default=32_768, ge=4_096, le=2**30)
     """From here on streams of a connection wait until its peer has read."""
     http2_output_bytes_max: int = Field(default=98_304, ge=8_192, le=2**30)

@@ -22,7 +22,7 @@ from hyperframe.frame import (
 
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from services.common.h2grpc.messages import prefixed
-from tests.integration.fanout_edge.counting_service import SUBSCRIBE
+from tests.integration.fanout_edge.counting_service import SUBSCRIBE, Edge
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WAIT_SECONDS = 20.0
@@ -172,6 +172,23 @@ class Attacker:
         frame.parse_body(memoryview(self._data[9 : 9 + length]))
         self._data = self._data[9 + length :]
         return frame
+
+
+@asynccontextmanager
+async def connected(edge: Edge) -> AsyncIterator[Attacker]:
+    """A peer that has not said anything yet."""
+    tls = None
+    if edge.ca_file is not None:
+        tls = ssl.create_default_context(cafile=str(edge.ca_file))
+        tls.set_alpn_protocols(["h2"])
+    name = None if tls is None else "localhost"
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=tls, server_hostname=name)
+    try:
+        yield Attacker(reader, writer)
+    finally:
+        writer.close()
+        with suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
 
 
 @asynccontextmanager

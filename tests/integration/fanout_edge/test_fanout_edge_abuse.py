@@ -6,6 +6,7 @@ import asyncio
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import grpc
 import pytest
@@ -24,7 +25,15 @@ from hyperframe.frame import (
 from prometheus_client import REGISTRY
 
 from services.common.h2grpc import Http2Settings
-from tests.integration.fanout_edge.attacker import Attacker, attacking, headers, hung_up, repeated
+from tests.integration.fanout_edge.attacker import (
+    PREFACE,
+    Attacker,
+    attacking,
+    connected,
+    headers,
+    hung_up,
+    repeated,
+)
 from tests.integration.fanout_edge.counting_service import Edge, count, counting_edge
 from tests.waiting import until
 
@@ -71,6 +80,33 @@ async def test_rapid_reset_is_answered_by_goaway(edge: Edge) -> None:
         assert (await attacker.goaway()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
     assert abuse("rapid_reset") == before + 1
     await until(lambda: edge.counting.running <= 3)
+
+
+@pytest.mark.parametrize("is_secret", [False, True], ids=["plaintext", "TLS"])
+async def test_many_requests_at_once_do_not_keep_others_waiting(tmp_path: Path, is_secret: bool) -> None:
+    """What a peer has sent is read in turns with what others have."""
+    async with (
+        counting_edge(tmp_path if is_secret else None, http2_read_bytes_max=1_024) as edge,
+        connected(edge) as attacker,
+        connected(edge) as other,
+    ):
+        for peer in (attacker, other):
+            await peer.send(PREFACE, SettingsFrame(0), PingFrame(0, opaque_data=b"ready?--"))
+            await peer.until(PingFrame)
+        before = refused("unimplemented")
+        fields = headers("/no.Such/Method")
+        requests = [
+            HeadersFrame(
+                stream_id, data=attacker.encoder.encode(fields), flags=["END_HEADERS", "END_STREAM"]
+            ).serialize()
+            for stream_id in range(1, 3_801, 2)
+        ]
+        attacker.writer.write(b"".join(requests))
+        await other.send(other.request(1, 1))
+        assert (await other.answer(1)).status == "0"
+        assert refused("unimplemented") < before + len(requests)
+        assert (await attacker.answer(3_799)).status == "12"
+        assert refused("unimplemented") == before + len(requests)
 
 
 @pytest.mark.usefixtures("others")

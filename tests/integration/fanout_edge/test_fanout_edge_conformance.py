@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,7 @@ from tests.integration.fanout_edge import (
     cases_of_frames_and_states,
     cases_of_messages,
 )
-from tests.integration.fanout_edge.attacker import PREFACE, Attacker, hung_up
+from tests.integration.fanout_edge.attacker import PREFACE, connected, hung_up
 from tests.integration.fanout_edge.conformance import (
     ACK,
     CASE,
@@ -44,23 +41,6 @@ CASES = [*cases_of_frames_and_states.CASES, *cases_of_frame_definitions.CASES, *
 async def edge(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Edge]:
     async with counting_edge(tmp_path if request.param == "TLS" else None) as edge:
         yield edge
-
-
-@asynccontextmanager
-async def connected(edge: Edge) -> AsyncIterator[Attacker]:
-    """A peer that has not said anything yet."""
-    tls = None
-    if edge.ca_file is not None:
-        tls = ssl.create_default_context(cafile=str(edge.ca_file))
-        tls.set_alpn_protocols(["h2"])
-    name = None if tls is None else "localhost"
-    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=tls, server_hostname=name)
-    try:
-        yield Attacker(reader, writer)
-    finally:
-        writer.close()
-        with suppress(ConnectionError, ssl.SSLError):
-            await writer.wait_closed()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
