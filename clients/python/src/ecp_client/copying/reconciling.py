@@ -163,7 +163,9 @@ def _align_position(
         holding = None
     before = None
     if holding is not None and holding.side == pb.SIDE_UNSPECIFIED:
-        yield PlannedAction(Step.ADJUST, ticket, _fill_in(copier, holding, position))
+        decision = _fill_in(copier, holding, position)
+        step = Step.ADJUST if holding.state is HoldingState.HELD else Step.CLOSE
+        yield PlannedAction(step, ticket, decision)
         return
     if holding is not None:
         before = (holding.side, holding.volume_lots_e8, holding.stop_loss_e8, holding.take_profit_e8)
@@ -191,8 +193,12 @@ def _fill_in(copier: Copier, holding: Holding, position: BookPosition) -> Decisi
     holding.symbol, holding.side = decision.symbol, decision.side
     holding.volume_lots_e8 = decision.volume_lots_e8
     holding.stop_loss_e8, holding.take_profit_e8 = decision.stop_loss_e8, decision.take_profit_e8
+    if position.side not in copier.settings.sides:
+        # It was opened on the other side, and closed when the master turned it.
+        decision.reason, decision.volume_lots_e8 = Reason.SIDE_FILTER, 0
     if decision.volume_lots_e8 == 0:
-        holding.state, holding.reason = HoldingState.REFUSED, Reason.VOLUME_MIN
+        decision.action = Action.RESIZE
+        holding.state, holding.reason, holding.volume_lots_e8 = HoldingState.REFUSED, decision.reason, 0
     return decision
 
 

@@ -14,6 +14,7 @@ from ecp_client.subscriber.track import Track
 from execution.common.v1 import signal_pb2, snapshot_pb2
 
 _OPENS_POSITION = frozenset((signal_pb2.SIGNAL_KIND_OPEN, signal_pb2.SIGNAL_KIND_PENDING_FILL))
+_SETS_VOLUME = _OPENS_POSITION | {signal_pb2.SIGNAL_KIND_PARTIAL_CLOSE}
 
 
 @dataclass(slots=True)
@@ -141,14 +142,19 @@ class Following:
 
 def _patch(account: Account, entry: Entry, scale: Scale | None) -> None:
     """Notes what a journalled decision opened or closed; symbol, side and stops follow from the full sync."""
-    copied = entry.action != Action.SKIP
+    too_little = entry.reason == Reason.VOLUME_MIN
+    copied = entry.action != Action.SKIP and not too_little
     state = HoldingState.HELD if copied else HoldingState.REFUSED
+    if entry.reason == Reason.CLOSED_BY_USER:
+        state = HoldingState.CLOSED_BY_USER
     reason = 0 if copied else entry.reason
-    if entry.kind in _OPENS_POSITION:
-        account.holdings.setdefault(
-            entry.ticket,
-            Holding(entry.ticket, "", signal_pb2.SIDE_UNSPECIFIED, 0, 0, 0, state, reason, scale=scale),
+    known = account.holdings.get(entry.ticket)
+    if entry.kind in _OPENS_POSITION and (known is None or known.state is HoldingState.REFUSED):
+        account.holdings[entry.ticket] = Holding(
+            entry.ticket, "", signal_pb2.SIDE_UNSPECIFIED, 0, 0, 0, state, reason, scale=scale
         )
+    elif entry.kind in _SETS_VOLUME and too_little:
+        account.refused(entry.ticket, reason)
     elif entry.kind == signal_pb2.SIGNAL_KIND_PENDING_PLACE:
         account.orders.setdefault(entry.ticket, _unknown_order(entry.ticket, state, reason, scale))
     elif entry.kind == signal_pb2.SIGNAL_KIND_CLOSE and copied:
