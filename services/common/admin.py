@@ -23,9 +23,11 @@ from services.common.settings import Address
 _log = logging.getLogger(__name__)
 
 _TICK_SECONDS: Final = 0.5
-_THREADS: Final = 4
+_ANSWERS_AT_ONCE: Final = 4
 _REQUEST_SECONDS: Final = 5.0
 _CONNECTIONS_MAX: Final = 32
+_ROOM_SECONDS: Final = 0.5
+_ACCEPT_RETRY_SECONDS: Final = 0.1
 
 LOOP_LAG = Histogram(
     "event_loop_lag_seconds",
@@ -214,6 +216,7 @@ def _answer(start_response: StartResponse, status: str, body: dict[str, Any]) ->
 
 class _Handler(WSGIRequestHandler):
     timeout = _REQUEST_SECONDS
+    server: _Server
 
     def setup(self) -> None:
         super().setup()
@@ -221,14 +224,17 @@ class _Handler(WSGIRequestHandler):
         self._deadline = threading.Timer(_REQUEST_SECONDS, _cut, (self.request,))
         self._deadline.daemon = True
         self._deadline.start()
+        self.server.reads(self.request)
 
     def get_environ(self) -> dict[str, Any]:
         # The request is there; the answer may take its time, as with workers that are asked first.
         self._deadline.cancel()
+        self.server.has_read(self.request)
         return super().get_environ()
 
     def finish(self) -> None:
         self._deadline.cancel()
+        self.server.has_read(self.request)
         super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -241,16 +247,29 @@ def _cut(request: socket.socket) -> None:
         request.shutdown(socket.SHUT_RDWR)
 
 
+def _few_at_once(application: Application) -> Application:
+    """Metrics take the processor from what the process is for, so few are made at once."""
+    answering = threading.BoundedSemaphore(_ANSWERS_AT_ONCE)
+
+    def limited(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        with answering:
+            return list(application(environ, start_response))
+
+    return limited
+
+
 class _Server(WSGIServer):
-    """A WSGI server with bounded threads and connections; what exceeds them is closed at once."""
+    """A WSGI server with bounded connections, each with its thread; for one too many the longest silent one ends."""
 
     allow_reuse_address = True
     request_queue_size = _CONNECTIONS_MAX
 
     def __init__(self, address: Address, application: Application) -> None:
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="admin")
+        self._threads = ThreadPoolExecutor(_CONNECTIONS_MAX, thread_name_prefix="admin")
         self._slots = threading.BoundedSemaphore(_CONNECTIONS_MAX)
+        self._reading: dict[socket.socket, None] = {}
+        self._reading_lock = threading.Lock()
         try:
             super().__init__((address.host, address.port), _Handler)
         except OSError as error:
@@ -260,7 +279,25 @@ class _Server(WSGIServer):
                 where="ADMIN_BIND_ADDRESS",
                 do="stop the other process or choose another address",
             ) from error
-        self.set_app(application)
+        self.set_app(_few_at_once(application))
+
+    def reads(self, request: socket.socket) -> None:
+        """The connection's request is not complete yet."""
+        with self._reading_lock:
+            self._reading[request] = None
+
+    def has_read(self, request: socket.socket) -> None:
+        """It is, or never will be. Safe to repeat."""
+        with self._reading_lock:
+            self._reading.pop(request, None)
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            # Without a free descriptor the connection goes on waiting, and asking for it at once would never rest.
+            time.sleep(_ACCEPT_RETRY_SECONDS)
+            raise
 
     def server_bind(self) -> None:
         # WSGIServer's own looks up the host's name, which can take seconds without DNS.
@@ -271,10 +308,19 @@ class _Server(WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False) and not self._make_room():
             self.shutdown_request(request)
             return
         self._threads.submit(self._process, request, client_address)
+
+    def _make_room(self) -> bool:
+        """Many who say nothing do not keep out the probe that decides over the process."""
+        with self._reading_lock:
+            longest = next(iter(self._reading), None)
+        if longest is None:
+            return False
+        _cut(longest)
+        return self._slots.acquire(timeout=_ROOM_SECONDS)
 
     def _process(self, request: Any, client_address: Any) -> None:
         try:

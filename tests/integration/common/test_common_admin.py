@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import threading
 import time
@@ -49,7 +50,9 @@ async def test_requests_that_never_end_do_not_keep_others_from_an_answer(
     """A byte now and then would hold a thread, and with all of them the probes that decide over the process."""
     monkeypatch.setattr(admin, "_REQUEST_SECONDS", 0.3)
     async with admin.serving(LOOPBACK) as served:
-        slow = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(admin._THREADS)]
+        slow = [
+            await asyncio.open_connection("127.0.0.1", served.port) for _ in range(admin._CONNECTIONS_MAX)
+        ]
 
         async def dribble(writer: asyncio.StreamWriter) -> None:
             with suppress(ConnectionError):
@@ -157,17 +160,44 @@ async def test_the_port_listens_on_ipv6_too() -> None:
 
 
 async def test_silent_connections_do_not_stop_others_and_are_bounded() -> None:
+    """Whoever asks is answered, however many say nothing; for them those end that have been silent for longest."""
     async with admin.serving(LOOPBACK) as served:
-        silent = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(admin._THREADS - 1)]
+        silent = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(60)]
         try:
-            assert (await get(served.port, "/health"))[0] == 200
-            silent += [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(60)]
-            closed = silent[-1]
-            closed.settimeout(5)
-            assert await asyncio.to_thread(closed.recv, 1) == b""
+            for _ in range(10):
+                assert (await get(served.port, "/health"))[0] == 200
+            longest = silent[0]
+            longest.settimeout(5)
+            assert await asyncio.to_thread(longest.recv, 1) == b""
         finally:
             for connection in silent:
                 connection.close()
+        await answers_again(served.port)
+
+
+async def test_without_a_free_descriptor_the_port_rests_and_answers_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection that cannot be accepted stays ready to be, and a thread that tried on would take a core."""
+    tries = 0
+    accept = admin._Server.get_request
+
+    def counted(server: admin._Server) -> object:
+        nonlocal tries
+        tries += 1
+        return accept(server)
+
+    monkeypatch.setattr(admin._Server, "get_request", counted)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with admin.serving(LOOPBACK) as served:
+        with socket.socket() as waiting:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, hard))
+            try:
+                waiting.connect(("127.0.0.1", served.port))
+                await asyncio.sleep(0.5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert 1 <= tries <= 20
         await answers_again(served.port)
 
 
