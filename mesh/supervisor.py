@@ -39,11 +39,15 @@ class ServiceSpec:
 
 @dataclass(slots=True)
 class Supervised:
-    """One service and its process. `restarts` counts the times that it died and was started again."""
+    """One service and its process. `restarts` counts the times that it died and was started again.
+
+    `trouble` says why the last start of them failed, until one does not.
+    """
 
     spec: ServiceSpec
     restarts: int = 0
     serving: bool = False
+    trouble: str = ""
     child: Child | None = field(default=None, repr=False)
     _stopping: bool = False
 
@@ -96,7 +100,11 @@ class Supervised:
             delay = RESTART_DELAY_SECONDS if stable else min(delay * 2, RESTART_DELAY_SECONDS_MAX)
             await asyncio.sleep(delay if self.restarts else RESTART_DELAY_SECONDS)
             self.restarts += 1
-            self.start()
+            try:
+                self.start()
+                self.trouble = ""
+            except MeshError as error:
+                self.trouble = str(error)
 
     async def stop(self) -> None:
         """Asks the process to end, and kills it when it does not. Safe to repeat."""

@@ -104,7 +104,9 @@ async def _watch(mesh: Mesh, tell: Callable[[str], None]) -> None:
             if service.restarts > known[service.name] and service.serving:
                 known[service.name] = service.restarts
                 tell(f"{service.name} died and was started again; its log is {service.spec.log_file}")
-        for name, trouble in mesh.troubles.items():
+        troubles = {service.name: service.trouble for service in mesh.services.values() if service.trouble}
+        troubles |= mesh.troubles
+        for name, trouble in troubles.items():
             if told.get(name) != trouble:
                 tell(f"{name} died and does not start again: {trouble}")
-        told = dict(mesh.troubles)
+        told = troubles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 from mesh import supervisor
 from mesh.embedded import Servers, redis
 from mesh.running import kept_alive
+from mesh.supervisor import ServiceSpec, Supervised
 from tests import waiting
 
 WAIT_SECONDS_MAX = 30.0
@@ -38,3 +40,24 @@ async def test_a_server_that_cannot_start_is_told_and_tried_until_it_does(
             await until(lambda: not troubles)
             async with Redis.from_url(server.url) as client:
                 assert await client.get("kept") == b"1"
+
+
+async def test_a_service_that_cannot_be_started_is_told_and_tried_until_it_can(tmp_path: Path) -> None:
+    """Somebody removed the folder of its log."""
+    log = tmp_path / "logs" / "risk.log"
+    log.parent.mkdir()
+    # Without settings it ends at once, and is started again each time.
+    service = Supervised(ServiceSpec("risk", {}, "127.0.0.1:1", log))
+    service.start()
+    keeper = asyncio.create_task(service.keep_alive())
+    try:
+        log.unlink()
+        log.parent.rmdir()
+        await until(lambda: "cannot start risk" in service.trouble)
+        log.parent.mkdir()
+        await until(lambda: not service.trouble and log.exists())
+        assert not keeper.done()
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        await service.stop()
