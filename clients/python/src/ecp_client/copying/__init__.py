@@ -7,6 +7,7 @@ from ecp_client.copying.hours import Hours
 from ecp_client.copying.reconciling import Plan, PlannedAction, Step, differences, reconcile
 from ecp_client.copying.scaling import EquitySource, PointValueSource, Scaling
 from ecp_client.copying.settings import CopySettings
+from ecp_client.copying.symbol_rules import SymbolRules
 from ecp_client.scale import Scale
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Scale",
     "Scaling",
     "Step",
+    "SymbolRules",
     "differences",
     "explain",
     "reconcile",

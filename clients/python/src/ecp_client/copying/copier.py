@@ -131,13 +131,13 @@ class Copier:
         if there is None and not self.replays and settings.scaling is not Scaling.MULTIPLIER:
             chosen = self._choose_scale(signal, symbol, stop_loss_e8, late)
             scale, lacks = (None, chosen) if isinstance(chosen, Reason) else (chosen, Reason.NONE)
-        volume_e8 = 0 if lacks else settings.volume_for(master_volume_e8, scale)
+        volume_e8 = 0 if lacks else settings.volume_for(symbol, master_volume_e8, scale)
         if lacks or volume_e8 == 0:
             action, reason = Action.SKIP, lacks or Reason.VOLUME_MIN
         elif volume_e8 == master_volume_e8:
             action, reason = Action.COPY, Reason.NONE
         else:
-            action, reason = Action.RESIZE, settings.resized_because(master_volume_e8, scale)
+            action, reason = Action.RESIZE, settings.resized_because(symbol, master_volume_e8, scale)
         return Decision(
             action,
             reason,
@@ -189,18 +189,19 @@ class Copier:
             return Reason.TIME_FILTER
         if settings.max_signal_age_ms and now_us - born_us > settings.max_signal_age_ms * 1_000:
             return Reason.LATENCY
-        if settings.max_slippage_e8 and self._slipped(decision):
+        slippage_max_e8 = settings.limits(decision.symbol).max_slippage_e8
+        if slippage_max_e8 and self._slipped(decision, slippage_max_e8):
             return Reason.SLIPPAGE
         return Reason.NONE
 
-    def _slipped(self, decision: Decision) -> bool:
+    def _slipped(self, decision: Decision, slippage_max_e8: int) -> bool:
         quote = self._quotes(decision.symbol) if self._quotes is not None else None
         if quote is None or decision.order_type:
             return False
         bid_e8, ask_e8 = quote
         if decision.side == pb.SIDE_BUY:
-            return ask_e8 - decision.price_e8 > self.settings.max_slippage_e8
-        return decision.price_e8 - bid_e8 > self.settings.max_slippage_e8
+            return ask_e8 - decision.price_e8 > slippage_max_e8
+        return decision.price_e8 - bid_e8 > slippage_max_e8
 
 
 _Rule = Callable[[Copier, pb.SequencedSignal, pb.Signal, int, bool], Decision]

@@ -30,9 +30,10 @@ def _what(signal: pb.Signal) -> str:
 
 
 def _why(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
+    limits = settings.limits(decision.symbol or settings.symbol_for(signal.symbol))
     match decision.reason:
         case Reason.MULTIPLIER:
-            step = f"{from_e8(settings.volume_step_e8):f}"
+            step = f"{from_e8(limits.volume_step_e8):f}"
             return f"volume × {settings.volume_multiplier_e4 / 10_000:g}, rounded down to {step} lots"
         case Reason.FIXED_VOLUME:
             return f"every position is of {from_e8(settings.volume_fixed_e8):f} lots"
@@ -40,16 +41,17 @@ def _why(signal: pb.Signal, decision: Decision, settings: CopySettings) -> str:
             return f"in proportion to equity{_times(settings)}"
         case Reason.RISK:
             return f"so that the stop loss costs {settings.risk_bps / 100:g} % of equity"
-        case Reason.VOLUME_MAX if settings.volume_max_e8:
-            return f"no position may exceed {from_e8(settings.volume_max_e8):f} lots"
+        case Reason.VOLUME_MAX if limits.volume_max_e8:
+            return f"no position may exceed {from_e8(limits.volume_max_e8):f} lots"
         case Reason.VOLUME_MIN:
-            return f"less than {from_e8(settings.volume_min_e8):f} lots would remain"
+            least_e8 = max(limits.volume_min_e8, limits.volume_step_e8)
+            return f"less than {from_e8(least_e8):f} lots would remain"
         case Reason.SYMBOL_FILTER:
             return f"{signal.symbol} is not among the symbols to copy"
         case Reason.LATENCY if settings.max_signal_age_ms:
             return f"older than {settings.max_signal_age_ms} ms"
-        case Reason.SLIPPAGE if settings.max_slippage_e8:
-            return f"the price is worse than the master's by more than {from_e8(settings.max_slippage_e8):f}"
+        case Reason.SLIPPAGE if limits.max_slippage_e8:
+            return f"the price is worse than the master's by more than {from_e8(limits.max_slippage_e8):f}"
         case _:
             return _PLAIN[decision.reason]
 

@@ -219,7 +219,7 @@ def _reduced_because(copier: Copier, held: Holding | None, remaining_e8: int) ->
         return Reason.CLOSED_BY_USER
     if held.state is HoldingState.REFUSED or held.short:
         return Reason(held.reason)
-    return copier.settings.resized_because(remaining_e8, held.scale)
+    return copier.settings.resized_because(held.symbol, remaining_e8, held.scale)
 
 
 def _reduce(copier: Copier, position_id: int, remaining_e8: int) -> int:
@@ -233,7 +233,7 @@ def _reduce(copier: Copier, position_id: int, remaining_e8: int) -> int:
         return 0
     if held.state is not HoldingState.HELD:
         return 0
-    volume_e8 = copier.settings.volume_for(remaining_e8, held.scale)
+    volume_e8 = copier.settings.volume_for(held.symbol, remaining_e8, held.scale)
     if volume_e8 <= held.volume_lots_e8:
         held.volume_lots_e8, held.short, held.reason = volume_e8, False, Reason.NONE
     if held.volume_lots_e8 == 0:

@@ -206,7 +206,8 @@ def _would_grow(copier: Copier, holding: Holding, position: BookPosition) -> boo
     """Whether bringing a holding in step would repeat an enlargement that was refused."""
     settings = copier.settings
     same_side = holding.side == side_for(position.side, holding.reversed)
-    return same_side and settings.volume_for(position.volume_lots_e8, holding.scale) > holding.volume_lots_e8
+    wanted_e8 = settings.volume_for(holding.symbol, position.volume_lots_e8, holding.scale)
+    return same_side and wanted_e8 > holding.volume_lots_e8
 
 
 def _align_stops(copier: Copier, holding: Holding, position: BookPosition) -> Iterator[PlannedAction]:
@@ -335,13 +336,15 @@ def _wanted_position(
     settings = copier.settings
     if position is None or (holding is None and settings.filtered(position.symbol, position.side)):
         return None
-    volume_e8 = settings.volume_for(position.volume_lots_e8, None if holding is None else holding.scale)
+    symbol = settings.symbol_for(position.symbol) if holding is None else holding.symbol
+    scale = None if holding is None else holding.scale
+    volume_e8 = settings.volume_for(symbol, position.volume_lots_e8, scale)
     if volume_e8 == 0:
         return None
     reverse = settings.reverse if holding is None else holding.reversed
     stop_loss_e8, take_profit_e8 = stops_for(position.stop_loss_e8, position.take_profit_e8, reverse)
     return {
-        "symbol": settings.symbol_for(position.symbol) if holding is None else holding.symbol,
+        "symbol": symbol,
         "side": side_for(position.side, reverse),
         "volume_lots_e8": volume_e8,
         "stop_loss_e8": stop_loss_e8,
@@ -357,7 +360,9 @@ def _order_differences(copier: Copier, master: Book, allow_missing: bool) -> Ite
             continue
         if entry is None:
             wanted = (
-                order is not None and settings.copy_pending and settings.volume_for(order.volume_lots_e8) > 0
+                order is not None
+                and settings.copy_pending
+                and settings.volume_for(settings.symbol_for(order.symbol), order.volume_lots_e8) > 0
             )
             if wanted and order and not settings.filtered(order.symbol, order.side) and not allow_missing:
                 yield Difference(f"order {ticket}", "presence", False, True)

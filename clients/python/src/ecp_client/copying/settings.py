@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ecp_client.copying.decisions import Reason
 from ecp_client.copying.hours import Hours
 from ecp_client.copying.scaling import Scaling
+from ecp_client.copying.symbol_rules import VOLUME_STEP_E8, Limits, SymbolRules, check_limits
 from ecp_client.errors import SettingsError
 from ecp_client.scale import Scale
 from execution.common.v1 import signal_pb2 as pb
@@ -32,9 +33,9 @@ class CopySettings:
     """For FIXED."""
     risk_bps: int = 0
     """For RISK: 100 is one percent of equity."""
-    volume_step_e8: int = 1_000_000
+    volume_step_e8: int = VOLUME_STEP_E8
     """Volumes are rounded down to a multiple of this: 0.01 lots."""
-    volume_min_e8: int = 1_000_000
+    volume_min_e8: int = VOLUME_STEP_E8
     """Smaller volumes are not opened."""
     volume_max_e8: int = 0
     """Largest volume of one position."""
@@ -54,19 +55,20 @@ class CopySettings:
     copy_pending: bool = True
     """Whether pending orders are copied; if not, their fills are copied as market orders."""
     max_slippage_e8: int = 0
-    """How much worse than the master's the price may be now; needs a source of quotes."""
+    """How much worse than the master's the price may be now, in the units of a price; needs a source of quotes."""
+    symbol_rules: Mapping[str, SymbolRules] = field(default_factory=dict)
+    """By the account's name of a symbol: what stands there instead of volume_step_e8, volume_min_e8, volume_max_e8 and
+    max_slippage_e8."""
     max_signal_age_ms: int = 0
     """Older openings are skipped. What closes or reduces is never too old."""
 
     def __post_init__(self) -> None:
         self._check_types()
-        if self.volume_multiplier_e4 <= 0 or self.volume_step_e8 <= 0:
-            raise SettingsError("volume_multiplier_e4 and volume_step_e8 must be positive")
-        for name in ("volume_min_e8", "volume_max_e8", "max_slippage_e8", "max_signal_age_ms"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} must not be negative")
-        if 0 < self.volume_max_e8 < max(self.volume_min_e8, self.volume_step_e8):
-            raise SettingsError("volume_max_e8 is below volume_min_e8 or volume_step_e8")
+        check_limits(self)
+        if self.volume_multiplier_e4 <= 0:
+            raise SettingsError("volume_multiplier_e4 must be positive")
+        if self.max_signal_age_ms < 0:
+            raise SettingsError("max_signal_age_ms must not be negative")
         if (self.scaling is Scaling.FIXED) != (self.volume_fixed_e8 > 0):
             raise SettingsError("volume_fixed_e8 goes with FIXED, and must be positive then")
         if (self.scaling is Scaling.RISK) != (self.risk_bps > 0) or not 0 <= self.risk_bps <= RISK_BPS_MAX:
@@ -82,6 +84,9 @@ class CopySettings:
             raise SettingsError("symbols and symbols_excluded must be sets of names")
         if not isinstance(self.symbol_map, Mapping):
             raise SettingsError("symbol_map must map names to names")
+        rules: object = self.symbol_rules
+        if not isinstance(rules, Mapping) or not all(isinstance(one, SymbolRules) for one in rules.values()):
+            raise SettingsError("symbol_rules must map names to SymbolRules")
         if not isinstance(self.scaling, Scaling):
             raise SettingsError(f"scaling must be a Scaling, not {self.scaling!r}")
         if not set(self.sides) <= {pb.SIDE_BUY, pb.SIDE_SELL}:
@@ -90,26 +95,31 @@ class CopySettings:
         if not isinstance(hours, tuple) or not all(isinstance(window, Hours) for window in hours):
             raise SettingsError("hours must be a tuple of Hours")
 
-    def volume_for(self, master_volume_e8: int, scale: Scale | None = None) -> int:
+    def limits(self, symbol: str) -> Limits:
+        """Volumes and slippage of the account's symbol."""
+        return self.symbol_rules.get(symbol, self)
+
+    def volume_for(self, symbol: str, master_volume_e8: int, scale: Scale | None = None) -> int:
         """The volume that the account holds of a position in which the master has `master_volume_e8`; 0 is none.
 
-        `scale` is the position's own; None is the multiplier.
+        `symbol` is the account's. `scale` is the position's own; None is the multiplier.
         """
+        limits = self.limits(symbol)
         if scale is None:
             volume_e8 = master_volume_e8 * self.volume_multiplier_e4 // MULTIPLIER_ONE_E4
         else:
             volume_e8 = scale.of(master_volume_e8)
-        if 0 < self.volume_max_e8 < volume_e8:
-            volume_e8 = self.volume_max_e8
-        volume_e8 -= volume_e8 % self.volume_step_e8
-        return volume_e8 if volume_e8 >= self.volume_min_e8 else 0
+        if 0 < limits.volume_max_e8 < volume_e8:
+            volume_e8 = limits.volume_max_e8
+        volume_e8 -= volume_e8 % limits.volume_step_e8
+        return volume_e8 if volume_e8 >= limits.volume_min_e8 else 0
 
-    def resized_because(self, master_volume_e8: int, scale: Scale | None = None) -> Reason:
+    def resized_because(self, symbol: str, master_volume_e8: int, scale: Scale | None = None) -> Reason:
         """Why volume_for gives another volume than the master's: the scaling and the step, or the largest volume."""
         scaled_e8 = master_volume_e8 * self.volume_multiplier_e4 // MULTIPLIER_ONE_E4
         if scale is not None:
             scaled_e8 = scale.of(master_volume_e8)
-        return Reason.VOLUME_MAX if 0 < self.volume_max_e8 < scaled_e8 else self.scaling_reason
+        return Reason.VOLUME_MAX if 0 < self.limits(symbol).volume_max_e8 < scaled_e8 else self.scaling_reason
 
     @property
     def scaling_reason(self) -> Reason:
@@ -153,10 +163,6 @@ _WHOLE_NUMBERS = (
     "volume_multiplier_e4",
     "volume_fixed_e8",
     "risk_bps",
-    "volume_step_e8",
-    "volume_min_e8",
-    "volume_max_e8",
-    "max_slippage_e8",
     "max_signal_age_ms",
 )
 
