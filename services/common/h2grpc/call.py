@@ -18,6 +18,8 @@ from services.common.h2grpc.out_stream import OutStream
 _log = logging.getLogger(__name__)
 
 _FIRST_MESSAGE_SECONDS: Final = 0.02
+# What Python spends on an entry beside its characters. A peer spends a byte, if HPACK's table has the entry already.
+_METADATA_ENTRY_BYTES: Final = 160
 _INTERNAL: Final = (grpc.StatusCode.INTERNAL.value[0], "internal error")
 
 
@@ -42,6 +44,7 @@ class Call:
         "_has_begun",
         "_is_complete",
         "_messages",
+        "_metadata_bytes",
         "_opening",
         "_owner",
         "_timer",
@@ -68,6 +71,9 @@ class Call:
         self._owner = owner
         self._decoder: MessageDecoder | None = decoder
         self._messages: list[tuple[bytes, int]] = []
+        self._metadata_bytes = sum(
+            len(key) + len(value) + _METADATA_ENTRY_BYTES for key, value in context.invocation_metadata()
+        )
         self._is_complete = False
         self._arrived: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -79,15 +85,15 @@ class Call:
         return self.task is None and not self.has_returned and self.out.is_open
 
     @property
-    def incomplete_bytes(self) -> int:
-        """What is kept here of a request, or of the last message of several, until it is complete.
+    def kept_bytes(self) -> int:
+        """The metadata, and what is kept here of a request, or of the last message of several, until it is complete.
 
         Messages that wait for the handler of a stream are bounded by the windows, which open as it takes them.
         """
         if self._decoder is None:
-            return 0
+            return self._metadata_bytes
         waiting = 0 if self.method.takes_stream else sum(len(message) for message, _ in self._messages)
-        return waiting + self._decoder.buffered_bytes
+        return self._metadata_bytes + waiting + self._decoder.buffered_bytes
 
     def begin(self, timeout_seconds: float | None) -> None:
         """Starts the deadline, and the handler if it takes a stream."""

@@ -49,7 +49,7 @@ class Incoming:
         self._calls = calls
         self._early_resets: Bucket | None = None
         self._kept: dict[int, int] = {}
-        """Bytes of incomplete messages, by stream; adding them up for each frame would cost more than the frame."""
+        """Bytes of metadata and incomplete messages, by stream; adding them up for each frame would cost too much."""
         self._kept_bytes = 0
 
     def request(self, event: RequestReceived) -> None:
@@ -98,6 +98,7 @@ class Incoming:
         call = Call(self._owner, request.method, context, MessageDecoder(message_bytes_max=limit), now)
         self._calls[out.stream_id] = call
         call.begin(timeout_seconds)
+        self._keep(out.stream_id, call)
 
     def data(self, event: DataReceived) -> None:
         """A part of a request came."""
@@ -115,7 +116,7 @@ class Incoming:
         self._keep(event.stream_id, call)
 
     def forget(self, stream_id: int) -> None:
-        """A call is over, or its request is complete: nothing of it is kept any more."""
+        """A call is over: nothing of it is kept any more."""
         self._kept_bytes -= self._kept.pop(stream_id, 0)
 
     def let_go(self) -> None:
@@ -127,23 +128,27 @@ class Incoming:
         del self._owner
 
     def _keep(self, stream_id: int, call: Call) -> None:
-        """Accounts for what is kept of a request until it is complete."""
-        kept = call.incomplete_bytes
+        """Accounts for what is kept of a call."""
+        kept = call.kept_bytes
         self._kept_bytes += kept - self._kept.get(stream_id, 0)
         self._kept[stream_id] = kept
         if self._kept_bytes > self._settings.http2_request_bytes_max:
             metrics.REFUSED_STREAMS.labels("request_bytes").inc()
-            call.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many incomplete requests on this connection")
+            call.fail(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "the incomplete requests and the metadata of this connection's calls are too much together",
+            )
 
     def stream_ended(self, stream_id: int) -> None:
         """A request is complete."""
-        self.forget(stream_id)
         call = self._calls.get(stream_id)
         if call is not None:
             try:
                 call.end_of_request()
             except StatusError as error:
                 call.fail(error.code, error.message)
+            else:
+                self._keep(stream_id, call)
 
     def stream_reset(self, event: StreamReset) -> None:
         """The peer, or h2 in its name, gave a stream up."""

@@ -22,7 +22,7 @@ class Http2Settings(ServiceSettings):
     http2_send_buffer_bytes: int = Field(default=32_768, ge=4_096, le=2**30)
     """The kernel's send buffer of a connection (Linux doubles it); its own choice is megabytes for slow readers."""
     http2_request_bytes_max: int = Field(default=8 * 1024 * 1024, ge=65_536, le=2**30)
-    """Incomplete requests that one connection may make us keep."""
+    """Incomplete requests and the metadata of calls that one connection may make us keep."""
     http2_header_list_bytes_max: int = Field(default=16_384, ge=4_096, le=2**24)
     """Metadata beyond is refused with RESOURCE_EXHAUSTED, beyond four times as much the connection is ended."""
 

@@ -250,8 +250,34 @@ async def test_messages_that_never_end_may_hold_little_together_within_streams_t
             await attacker.send(DataFrame(stream_id, data=b"\0\0\x10\0\0" + b"x" * 12_000))
             await attacker.send(PingFrame(0, opaque_data=b"12345678"))
             await attacker.until(PingFrame)
+        # Pings are answered before what came with them.
+        await attacker.answer(39)
         assert attacker.ended == set(range(33, 41, 2))
         assert {attacker.answers[stream_id].status for stream_id in attacker.ended} == {RESOURCE_EXHAUSTED}
+
+
+@pytest.mark.parametrize(
+    "metadata", [[("large", "x" * 3_000)] * 3, [("many", "of it")] * 200], ids=["large", "many"]
+)
+@pytest.mark.usefixtures("others")
+async def test_metadata_of_open_calls_may_hold_little_together(
+    edge: Edge, metadata: list[tuple[str, str]]
+) -> None:
+    """On the wire an entry is a byte, once HPACK's table has it; here it is kept as long as the call is open."""
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    async with attacking(edge.port) as attacker:
+        for stream_id in range(1, 121, 2):
+            fields = attacker.encoder.encode([*headers(path), *metadata])
+            await attacker.send(HeadersFrame(stream_id, data=fields, flags=["END_HEADERS"]))
+        assert (await attacker.answer(119)).status == RESOURCE_EXHAUSTED
+        refused = sorted(attacker.ended)
+        assert 2 < len(refused) < 60
+        assert {attacker.answers[stream_id].status for stream_id in refused} == {RESOURCE_EXHAUSTED}
+        # Calls that are over leave room, and the other calls never noticed.
+        await attacker.send(*(RstStreamFrame(stream_id, error_code=8) for stream_id in (1, 3, 5)))
+        await attacker.send(raw(HEADERS, END_HEADERS | END_STREAM, 121, block(*headers(path))))
+        assert (await attacker.answer(121)).status == "0"
+        assert attacker.ended == {*refused, 121}
 
 
 @pytest.mark.usefixtures("others")
