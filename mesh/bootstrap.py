@@ -134,7 +134,9 @@ def _probe(interpreter: str) -> tuple[str, str]:
 def _install_lock(target: Environment) -> None:
     packages = locked_names(target.lock.read_text(encoding="utf-8"))
     say(f"installing {len(packages)} packages from {target.lock.name} (up to a minute or two)")
-    _pip(target, "install", "--no-deps", "--require-hashes", "--requirement", str(target.lock))
+    # PEP 517 always: older pips build without it, and their commands do not start from a path with a blank.
+    lock = ("--requirement", str(target.lock))
+    _pip(target, "install", "--no-deps", "--use-pep517", "--require-hashes", *lock)
     listing = subprocess.run(
         [target.python, "-I", "-m", "pip", "list", "--format=freeze"],
         capture_output=True,
