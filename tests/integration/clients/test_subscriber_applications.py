@@ -285,6 +285,7 @@ async def test_a_plain_thread_can_ask_for_all_that_a_coroutine_can(tmp_path: Pat
                 assert client.copier(1).account.orders[5].state is HoldingState.CLOSED_BY_USER
                 client.resync(1)
                 client.wait_position(1, 3, WAIT_SECONDS)
+                assert polled(client) == []  # the full sync
                 assert polled(client) == [3]
                 with pytest.raises(TimeoutError):
                     client.wait_position(1, 99, 0.01)

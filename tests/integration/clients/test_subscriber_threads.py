@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ecp_client.account import HoldingState
-from ecp_client.copying import Decision, Reason
+from ecp_client.copying import Decision, Reason, Step
 from ecp_client.errors import ClientError, ClosedError, JournalError, WrongThreadError
 from ecp_client.subscriber import (
     Batch,
@@ -185,14 +185,39 @@ async def test_what_was_not_polled_yet_does_not_count_as_closed_by_hand() -> Non
                 assert not resynced.plan
                 assert states(client) == {2: HoldingState.HELD, 3: HoldingState.HELD}
                 # Now it asks for more: it has done with all before, and 2 is not there.
-                assert client.poll(WAIT_SECONDS) is not None
-                assert client.poll() is None
+                while client.poll() is not None:
+                    pass
                 held_by_terminal -= {1}
                 held_by_terminal |= {3}
                 synced(client, 2)
                 assert states(client) == {2: HoldingState.CLOSED_BY_USER, 3: HoldingState.HELD}
 
         await asyncio.to_thread(follow)
+
+
+async def test_a_full_syncs_plan_comes_in_its_place_among_the_signals() -> None:
+    """Done earlier, it would be undone by what was decided before it and polled after it."""
+    last = snapshot(2)
+    last.snapshot.snapshot.positions.add(
+        position_id=2, symbol="EURUSD", side=1, volume_lots_e8=10_000_000, open_price_e8=110_000_000
+    )
+    async with serving(says(signals(1, 2)), says(last, signals(3))) as server:
+
+        def follow() -> list[object]:
+            seen: list[object] = []
+            with SubscriberThread(settings(server)) as client:
+                client.wait_position(1, 2, WAIT_SECONDS)
+                client.resync(1)
+                client.wait_position(1, 3, WAIT_SECONDS)
+                for _ in range(3):
+                    batch = client.poll(WAIT_SECONDS)
+                    assert batch is not None
+                    seen += [one.sequence for one in batch.signals]
+                    if batch.resynced is not None:
+                        seen += [(action.step, action.ticket) for action in batch.resynced.plan.actions]
+            return seen
+
+        assert await asyncio.to_thread(follow) == [1, 2, (Step.CLOSE, 1), 3]
 
 
 @pytest.mark.parametrize("answer", [["1"], iter([1]), 5, [9.0], {"1": 2}])

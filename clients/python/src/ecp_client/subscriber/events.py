@@ -36,6 +36,9 @@ class Batch:
     """When the message came, by this machine's clock, in microseconds since 1970."""
     server_now_us: int
     """The same moment by the server's clock, as well as it is known here."""
+    resynced: Resynced | None = None
+    """From SubscriberThread.poll: no signals but a full sync, whose plan is to be done here, between what came before
+    and what follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ class HandingOver:
         self._ended: Exception | None = None
 
     def put(self, batch: Batch) -> bool:
-        """Adds a batch, unless there is no room; whether it did."""
+        """Adds a batch, unless there is no room; whether it did. There is always room for a full sync."""
         with self._changed:
-            if len(self._batches) >= self._max:
+            if len(self._batches) >= self._max and batch.resynced is None:
                 return False
             self._batches.append(batch)
             self._changed.notify()
@@ -63,3 +63,5 @@ def _tickets(batch: Batch, master_id: int) -> Iterator[int]:
         if sequenced.master_id == master_id:
             yield sequenced.signal.position_id
             yield sequenced.signal.opposite_position_id
+    if batch.resynced is not None and batch.resynced.master_id == master_id:
+        yield from (action.ticket for action in batch.resynced.plan.actions)

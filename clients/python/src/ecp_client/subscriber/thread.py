@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection
 from typing import Self
 
 from ecp_client.addresses import check_license_token
+from ecp_client.clock import wall_us
 from ecp_client.copying import Copier, EquitySource, PointValueSource, Protection, QuoteSource, Reason
 from ecp_client.errors import ClosedError
 from ecp_client.looping import LoopThread
 from ecp_client.positions import Position
 from ecp_client.subscriber.client import RefreshToken, Subscriber
-from ecp_client.subscriber.events import Batch, StreamEnded, SubscriberEvent, SyncState
+from ecp_client.subscriber.events import Batch, Resynced, StreamEnded, SubscriberEvent, SyncState
 from ecp_client.subscriber.handing_over import HandingOver
 from ecp_client.subscriber.processing import SubscriberStats
 from ecp_client.subscriber.settings import SubscriberSettings
@@ -98,6 +99,9 @@ class SubscriberThread:
     def poll(self, timeout_seconds: float = 0.0) -> Batch | None:
         """The next batch, or None when none came within `timeout_seconds`.
 
+        The plan of a full sync comes in its place among the signals, as `Batch.resynced`; `on_event` hears of it before
+        that, and must leave it to whoever polls.
+
         Raises:
             JournalError: the journal cannot be written, and the client has stopped.
             ClosedError: the client was closed, and all that had come was polled.
@@ -114,6 +118,8 @@ class SubscriberThread:
     def _take_event(self, event: SubscriberEvent) -> None:
         if isinstance(event, StreamEnded) and event.is_final:
             self._batches.end(self._subscriber.failure or ClosedError(event.reason))
+        elif isinstance(event, Resynced):
+            self._batches.put(Batch([], [], wall_us(), self._subscriber.server_time_us(), event))
         if self._on_event is not None:
             self._on_event(event)
 
