@@ -43,33 +43,35 @@ async def lead(
     things and saves work, and is no fence. PostgreSQL itself ends a session that is silent for `lease_seconds`: that of
     a process that hangs, or whose host is gone. `work` handles its own failures; what it raises ends this call too.
     """
+    name = f"{duty.name.lower()} {shard}" if shard else duty.name.lower()
+    # There before the first term, or a duty that nobody does could not be told from one that there is not.
+    metrics.LEADER.labels(name)
     backoff = Backoff(initial_seconds=0.1, cap_seconds=_TRY_SECONDS, floor_seconds=0.05)
     while True:
         try:
             # Each term is a task of its own: in Python 3.11 a TaskGroup in which a task failed leaves the task
             # around it marked as being cancelled for good, and outages would be taken for that cancellation.
-            term = _term(pool, duty, work, shard, lease_seconds)
-            if await asyncio.create_task(term, name=f"term of {duty.name.lower()}"):
+            term = _term(pool, duty + shard, name, work, lease_seconds)
+            if await asyncio.create_task(term, name=f"term of {name}"):
                 backoff.reset()
         except* UnavailableError as group:
-            _log.debug("cannot lead %s: %s", duty.name.lower(), group.exceptions[0])
+            _log.debug("cannot lead %s: %s", name, group.exceptions[0])
         await asyncio.sleep(backoff.next_delay())
 
 
 async def _term(
     pool: pg.Pool,
-    duty: Duty,
+    lock: int,
+    name: str,
     work: Callable[[pg.Connection], Awaitable[None]],
-    shard: int,
     lease_seconds: float,
 ) -> bool:
     """Leads for as long as it lasts; False at once if another process leads."""
     async with pool.connection() as connection:
         # The pool's reset of a connection that comes back releases the lock and the setting.
         await connection.execute(f"set idle_session_timeout = {int(lease_seconds * 1_000)}")
-        if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", _LOCK_SPACE, duty + shard):
+        if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", _LOCK_SPACE, lock):
             return False
-        name = f"{duty.name.lower()} {shard}" if shard else duty.name.lower()
         await _holding(connection, name, work, lease_seconds)
     return True
 

@@ -16,6 +16,7 @@ from mesh.embedded import PostgresServer, RedisServer, postgres, redis
 from services.common import migrations, stream
 from services.common.errors import UnavailableError
 from services.ledger import app
+from services.ledger.leadership import Duty
 from tests.integration.ledger.duties import admin, checks, revoked, told
 from tests.integration.ledger.ledger_service import (
     LedgerClient,
@@ -104,6 +105,22 @@ async def test_housekeeping_waits_for_a_long_query_and_nothing_waits_for_houseke
 
 async def _is_gone(connection, query: str) -> bool:
     return await connection.fetchval(query) is None
+
+
+async def test_a_duty_that_another_process_does_is_told_as_not_led_here(
+    fresh_database: str, redis_url: str
+) -> None:
+    async with superuser(fresh_database) as another:
+        await another.execute("select pg_advisory_lock($1, $2)", 0x6563_706C, Duty.ARCHIVE + 1)
+        async with ledger_running(ledger_settings(fresh_database, redis_url, log_shards=2)) as ledger:
+
+            async def told_both() -> bool:
+                text = (await asyncio.to_thread(admin, ledger, "/metrics"))[1]
+                return {'ledger_leader{duty="archive"} 1.0', 'ledger_leader{duty="archive 1"} 0.0'} <= set(
+                    text.splitlines()
+                )
+
+            await eventually(told_both)
 
 
 async def test_metrics_and_checks_are_on_the_admin_port(ledger: LedgerClient, redis: stream.Redis) -> None:
