@@ -75,7 +75,7 @@ class Incoming:
             )
         except HttpRefusal as refusal:
             metrics.REFUSED_STREAMS.labels("http").inc()
-            self._owner.h2.send_headers(stream_id, [(b":status", b"%d" % refusal.status)], end_stream=True)
+            self._owner.h2.send_headers(stream_id, refusal.headers, end_stream=True)
             out.close()
             self._owner.sending_ended(stream_id)
         except StatusError as error:

@@ -41,8 +41,11 @@ def prefixed(message: bytes) -> bytes:
 
 def is_grpc(content_type: bytes) -> bool:
     """Whether a content-type names gRPC: alone, or with a subtype or parameters."""
-    rest = content_type[len(CONTENT_TYPE) :]
-    return content_type.startswith(CONTENT_TYPE) and rest[:1] in (b"", b"+", b";")
+    if content_type == CONTENT_TYPE:
+        return True
+    # RFC 9110, 8.3.1 and 5.6.6: in capitals too, and with a space before parameters.
+    rest = content_type[len(CONTENT_TYPE) :].lstrip(b" \t")
+    return content_type.lower().startswith(CONTENT_TYPE) and rest[:1] in (b"", b"+", b";")
 
 
 def timeout_seconds(value: bytes) -> float:

@@ -18,9 +18,9 @@ _HEADER_OVERHEAD_BYTES: Final = 32
 class HttpRefusal(Exception):  # an answer of HTTP, not a failure
     """What is asked for is not gRPC; the answer is this HTTP status."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(str(status))
-        self.status = status
+        self.headers = [(b":status", b"%d" % status), *headers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ def request_of(
         found.setdefault(name, value)
         size += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
     if found.get(b":method") != b"POST":
-        raise HttpRefusal(405)
+        # RFC 9110, 15.5.6: with the methods that there are.
+        raise HttpRefusal(405, (b"allow", b"POST"))
     if not is_grpc(found.get(b"content-type", b"")):
         raise HttpRefusal(415)
     if size > header_list_bytes_max:

@@ -117,7 +117,15 @@ class EndsConnection:
     codes: tuple[ErrorCodes, ...]
 
 
-Verdict = Answers | Ignores | EndsStream | EndsConnection
+@dataclass(frozen=True)
+class Says:
+    """The answer is this, as HTTP and, where it is one of gRPC, as gRPC."""
+
+    http_status: str
+    status: str | None
+
+
+Verdict = Answers | Says | Ignores | EndsStream | EndsConnection
 
 
 def stream_error(*codes: ErrorCodes) -> EndsStream:
@@ -167,6 +175,10 @@ async def judge(peer: Attacker, case: Case) -> None:
         case Answers(messages):
             answer = await peer.answer(CASE)
             assert (answer.status, len(answer.messages)) == ("0", messages)
+        case Says(http_status, status):
+            blocks = (await peer.answer(CASE)).blocks
+            assert (blocks[0][":status"], blocks[-1].get("grpc-status")) == (http_status, status)
+            assert http_status != "405" or blocks[0]["allow"] == "POST"
     await goes_on(peer)
     if isinstance(case.verdict, Ignores):
         assert not [frame for frame in peer.received if isinstance(frame, RstStreamFrame)]

@@ -167,10 +167,26 @@ async def test_connections_beyond_the_limit_are_told_to_go() -> None:
         assert await first[0].data(200) >= 200
 
 
-async def test_other_protocols_are_hung_up_on(edge: Edge) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 50051\r\n" + PREFACE,
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12) + PREFACE,
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(32),
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\0",
+    ],
+    ids=["HTTP/1.1", "almost", "h2c upgrade", "PROXY 1", "PROXY 2", "TLS", "SSH", "zero"],
+)
+@pytest.mark.usefixtures("others")
+async def test_other_protocols_are_hung_up_on(edge: Edge, said: bytes) -> None:
     before = abuse("preface")
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
-    writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    writer.write(said)
     await hung_up(reader)
     writer.close()
     assert abuse("preface") == before + 1

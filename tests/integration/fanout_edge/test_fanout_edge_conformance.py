@@ -14,6 +14,7 @@ from services.common.h2grpc.messages import prefixed
 from tests.integration.fanout_edge import (
     cases_of_frame_definitions,
     cases_of_frames_and_states,
+    cases_of_grpc,
     cases_of_messages,
 )
 from tests.integration.fanout_edge.attacker import PREFACE, connected, hung_up
@@ -34,7 +35,12 @@ from tests.integration.fanout_edge.conformance import (
 from tests.integration.fanout_edge.counting_service import UNTIL_DRAINED, Edge, count, counting_edge
 
 WAITING = prefixed(pb.SubscribeRequest(client=UNTIL_DRAINED).SerializeToString())
-CASES = [*cases_of_frames_and_states.CASES, *cases_of_frame_definitions.CASES, *cases_of_messages.CASES]
+CASES = [
+    *cases_of_frames_and_states.CASES,
+    *cases_of_frame_definitions.CASES,
+    *cases_of_messages.CASES,
+    *cases_of_grpc.CASES,
+]
 
 
 @pytest.fixture(params=["plaintext", "TLS"])

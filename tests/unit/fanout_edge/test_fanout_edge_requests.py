@@ -37,14 +37,22 @@ def test_a_call_has_its_metadata_without_the_protocols_own_headers() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"application/grpc", b"application/grpc+proto", b"application/grpc;charset=x"]
+    "value",
+    [
+        b"application/grpc",
+        b"application/grpc+proto",
+        b"application/grpc;charset=x",
+        b"application/grpc ; charset=x",
+        b"Application/gRPC",
+    ],
 )
 def test_content_types_of_grpc(value: bytes) -> None:
     assert is_grpc(value)
 
 
 @pytest.mark.parametrize(
-    "value", [None, b"", b"application/json", b"application/grpc-web", b"application/grpcx"]
+    "value",
+    [None, b"", b"application/json", b"application/grpc-web", b"application/grpcx", b"application/grpc x"],
 )
 def test_other_content_types_are_415(value: bytes | None) -> None:
     with pytest.raises(HttpRefusal, match="415"):
