@@ -22,7 +22,8 @@ import importlib, pkgutil, sys
 class OnlyWhatWeNeed:
     allowed = {"ecp_client", "execution", "google", "grpc", "typing_extensions", *sys.stdlib_module_names}
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in self.allowed:
+        # The interpreter's own build settings, which zoneinfo looks up, are named after the platform.
+        if name.partition(".")[0] not in self.allowed and not name.startswith("_sysconfigdata"):
             raise ModuleNotFoundError(f"{name} is not for the clients", name=name)
 
 sys.meta_path.insert(0, OnlyWhatWeNeed())
