@@ -63,6 +63,13 @@ class TestReductions:
         assert outcome(decision) == (Action.RESIZE, Reason.VOLUME_MIN, 0)
         assert why.endswith("less than 0.01 lots would remain.")
 
+    def test_a_close_by_says_what_is_left_of_the_two(self) -> None:
+        client = copier(volume_multiplier_e4=5_000)
+        for one in (signal(OPEN, 1), OTHER):
+            take(client, one)
+        _, why = said(client, BY)
+        assert "close by of EURUSD #1 to 0.1 lots (the master: 0.2)" in why
+
     def test_a_close_by_against_what_the_user_closed_says_so(self) -> None:
         client = copier()
         for one in (signal(OPEN, 1), OTHER):

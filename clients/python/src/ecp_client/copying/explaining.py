@@ -15,7 +15,8 @@ def explain(signal: pb.Signal, decision: Decision, settings: CopySettings) -> st
     subject = f"{what} of {signal.symbol} #{ticket}"
     if decision.action is Action.SKIP:
         return f"Skipped {subject}: {_why(signal, decision, settings)}."
-    volume = f"{from_e8(decision.volume_lots_e8):f} lots"
+    # Of two positions that were closed by one another, at most one is left.
+    volume = f"{from_e8(decision.volume_lots_e8 + decision.opposite_volume_lots_e8):f} lots"
     if decision.action is Action.RESIZE:
         master = f"{from_e8(signal.volume_lots_e8):f}"
         return f"Resized {subject} to {volume} (the master: {master}): {_why(signal, decision, settings)}."
