@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 # Streams are ended one after the other, so their readers need not wait for one another; only until the GOAWAY has come
 # that keeps them from opening the next stream where this one was.
 _RECONNECT_SECONDS: Final = (0.25, 0.5)
+_CLOCK_STEP_US: Final = 1_000_000
+"""The wall clock was set when it moved by so much more or less than time did since the last look at a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Delivery:
         "_is_warned",
         "_limits",
         "_needs",
+        "_wall_ahead_us",
         "stream",
         "writer",
     )
@@ -61,6 +64,7 @@ class Delivery:
         self._asked: set[Cursor] = set()
         self._is_warned = False
         self._is_finished = False
+        self._wall_ahead_us = self._measure_wall(clock.now_us())
 
     def pump(self) -> None:
         """Hands over what is next, if the reader takes more."""
@@ -110,9 +114,26 @@ class Delivery:
     def tick(self, cache: ProgressCache) -> None:
         """About once a second: Progress, expiry, and whether the reader is too slow."""
         now_us = self._clock.now_us()
+        self._allow_for_a_set_clock(now_us)
         self.stream.tick(now_us, cache)
         self._check_lag(now_us)
         self.pump()
+
+    def _allow_for_a_set_clock(self, now_us: int) -> None:
+        """What the wall clock jumped over, forward or back, did not pass for the reader."""
+        ahead_us = self._measure_wall(now_us)
+        step_us, self._wall_ahead_us = ahead_us - self._wall_ahead_us, ahead_us
+        if abs(step_us) < _CLOCK_STEP_US:
+            return
+        stream = self.stream
+        stream.progress_due_us = now_us
+        stream.complete_at_us = min(stream.complete_at_us + max(0, step_us), now_us)
+        if stream.unacknowledged_since_us:
+            stream.unacknowledged_since_us = min(stream.unacknowledged_since_us + max(0, step_us), now_us)
+
+    def _measure_wall(self, now_us: int) -> int:
+        """How far the wall clock is ahead of the one that only time moves."""
+        return now_us - int(self._clock.monotonic_seconds() * 1e6)
 
     def _check_lag(self, now_us: int) -> None:
         lag = self.stream.lag(now_us, is_writing=not self.writer.is_writable)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -31,8 +31,6 @@ from services.fanout.domain import errors
 from services.fanout.domain.filter import Pause
 
 _log = logging.getLogger(__name__)
-
-_US: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +111,8 @@ class Entitlements:
         self._licenses = licenses
         self._clock = clock
         self._limits = limits
-        self._known: OrderedDict[bytes, tuple[int, Identity | UnauthenticatedError]] = OrderedDict()
-        self._asked_again: OrderedDict[bytes, int] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, Identity | UnauthenticatedError]] = OrderedDict()
+        self._asked_again: OrderedDict[bytes, float] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Task[Identity]] = {}
         self._calls = asyncio.Semaphore(limits.calls_max)
         self._recent: OrderedDict[str, dict[int, Entitlement]] = OrderedDict()
@@ -150,10 +148,10 @@ class Entitlements:
         identity = await self.authenticate(token)
         if all(master_id in identity.entitlements for master_id in master_ids):
             return identity
-        key, now_us = hashlib.sha256(token.encode()).digest(), self._clock.now_us()
-        if now_us < self._asked_again.get(key, 0):
+        key, now_seconds = hashlib.sha256(token.encode()).digest(), self._clock.monotonic_seconds()
+        if now_seconds < self._asked_again.get(key, now_seconds):
             return identity
-        self._asked_again[key] = now_us + int(self._limits.refused_seconds * _US)
+        self._asked_again[key] = now_seconds + self._limits.refused_seconds
         self._asked_again.move_to_end(key)
         _bound(self._asked_again, self._limits.cached_max)
         return await self.authenticate(token, fresh=True)
@@ -190,8 +188,8 @@ class Entitlements:
         found = self._known.get(key)
         if found is None:
             return None
-        until_us, known = found
-        if self._clock.now_us() >= until_us:
+        until_seconds, known = found
+        if self._clock.monotonic_seconds() >= until_seconds:
             del self._known[key]
             return None
         if isinstance(known, UnauthenticatedError):
@@ -237,7 +235,7 @@ class Entitlements:
         return identity
 
     def _remember(self, key: bytes, what: Identity | UnauthenticatedError, seconds: float) -> None:
-        self._known[key] = (self._clock.now_us() + int(seconds * _US), what)
+        self._known[key] = (self._clock.monotonic_seconds() + seconds, what)
         self._known.move_to_end(key)
         _bound(self._known, self._limits.cached_max)
 

@@ -92,10 +92,8 @@ class Stream:
         "_behind",
         "_control",
         "_limits",
-        "_progress_due_us",
         "_ready",
         "_turned",
-        "_unacknowledged_since_us",
         "_was_complete",
         "complete_at_us",
         "cursors",
@@ -103,8 +101,10 @@ class Stream:
         "expires_at_us",
         "is_quiet",
         "opened_at_us",
+        "progress_due_us",
         "reader",
         "stream_id",
+        "unacknowledged_since_us",
     )
 
     def __init__(
@@ -123,11 +123,11 @@ class Stream:
         self._ready: dict[Cursor, None] = {}
         self._behind: dict[Cursor, None] = {}
         self._turned: list[Turn] = []
-        self._progress_due_us = now_us
+        self.progress_due_us = now_us
         self.complete_at_us = now_us
         """When the reader last had everything, or came."""
         self._was_complete = False
-        self._unacknowledged_since_us = 0
+        self.unacknowledged_since_us = 0
         for cursor in cursors:
             # Before anything else: a position without a pause says that there is none.
             if cursor.pause is not Pause.NONE:
@@ -204,7 +204,7 @@ class Stream:
             return
         if now_us >= self.expires_at_us:
             self.end(errors.license_expired())
-        elif now_us >= self._progress_due_us:
+        elif now_us >= self.progress_due_us:
             self.progress(now_us, cache)
 
     def progress(self, now_us: int, cache: ProgressCache) -> None:
@@ -213,7 +213,7 @@ class Stream:
             withheld = cursor.flush_withheld()
             if withheld is not None:
                 self._tell(withheld)
-        self._progress_due_us = now_us + int(self._limits.progress_interval_seconds * 1e6)
+        self.progress_due_us = now_us + int(self._limits.progress_interval_seconds * 1e6)
         self._tell(cache.message(self.positions))
 
     def end(self, error: ServiceError) -> None:
@@ -308,7 +308,7 @@ class Stream:
         cursor = self.cursors.get(master_id)
         if cursor is not None and position > cursor.acknowledged:
             cursor.acknowledged = position
-            self._unacknowledged_since_us = now_us
+            self.unacknowledged_since_us = now_us
 
     def turned(self) -> list[Turn]:
         """The changes of sync states since the last call, oldest first."""
@@ -335,12 +335,12 @@ class Stream:
 
     def _unacknowledged_seconds(self, now_us: int) -> float:
         """Time since the last acknowledgement that moved, while one is owed by a reader that ever gave one."""
-        if self._unacknowledged_since_us == 0:
+        if self.unacknowledged_since_us == 0:
             return 0.0
         owed = any(Position(0, 0) < cursor.acknowledged < cursor.position for cursor in self.cursors.values())
         if not owed:
-            self._unacknowledged_since_us = now_us
-        return (now_us - self._unacknowledged_since_us) / 1e6
+            self.unacknowledged_since_us = now_us
+        return (now_us - self.unacknowledged_since_us) / 1e6
 
     def _tell(self, message: Message) -> None:
         """Lets this be told before any signal."""
