@@ -96,7 +96,7 @@ def test_the_promised_alerts_are_there_with_their_limits() -> None:
         "signal_ingest_latency_ms:p99_5m > 50",
         "5m",
     )
-    assert alerts()["HighRejectionRate"]["expr"].strip().endswith("> 0.05")
+    assert alerts()["HighRejectionRate"]["expr"].splitlines()[1].endswith(" > 0.05")
     assert alerts()["HighRejectionRate"]["for"] == "10m"
 
 
