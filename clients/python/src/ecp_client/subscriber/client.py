@@ -47,7 +47,8 @@ class Subscriber:
     - `quotes` gives bid and ask of a symbol, for max_slippage_e8.
     - `equity` gives own equity, and `point_value` what a symbol's price is worth, for the scalings that need them.
     - `held_positions` gives the master's position_ids that the terminal really has, for full syncs: what is missing
-      there was closed by hand and is never opened again.
+      there was closed by hand and is never opened again, what the account should not have is closed, and what it did
+      not know of is taken over. What `on_batch` has handed on and nobody has done yet is to be told as it will be.
     - `refresh_token` is awaited when the server no longer takes the license.
     """
 

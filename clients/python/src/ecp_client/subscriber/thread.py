@@ -30,7 +30,7 @@ class SubscriberThread:
     While the program does not poll, up to 1,000 batches wait; then the stream waits too, and what follows waits in the
     server. `on_event`, `protection` and the sources of quotes, equity, values and held positions are called
     in the client's own thread; a call that waits for the client raises WrongThreadError there. What a thread polled
-    counts as under way until it polls again: till then `held_positions` is not believed about it.
+    counts as under way until that thread polls again: till then `held_positions` is not believed about it.
 
     After `close`, all but `poll` and what only reads raises ClosedError.
     """
