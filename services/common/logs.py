@@ -11,6 +11,7 @@ import structlog
 from opentelemetry import trace
 
 _MESSAGE_CHARACTERS_MAX: Final = 8_192
+_OURS: Final = "services"
 _QUIET: Final = ("grpc", "asyncio", "opentelemetry")
 
 EventDict = MutableMapping[str, Any]
@@ -20,6 +21,8 @@ def configure(
     service_name: str, level: str = "INFO", *, node: str | None = None, output: TextIO | None = None
 ) -> None:
     """Sends all logging of the process to `output` (stdout) as one JSON object per line. May be called again.
+
+    DEBUG is for what the services say themselves; of libraries there is nothing below INFO.
 
     Fields: @timestamp, log.level, log.logger, message, service.name, service.node.name where `node` says which
     process of a service this is, trace.id and span.id inside a span, error.type, error.message and
@@ -56,7 +59,9 @@ def configure(
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    # At DEBUG libraries tell what passes through them, headers with tokens among it.
+    root.setLevel(max(logging.INFO, logging.getLevelName(level)))
+    logging.getLogger(_OURS).setLevel(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     logging.captureWarnings(True)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+import hpack
 import pytest
 import structlog
 from opentelemetry import trace
@@ -20,10 +21,14 @@ from services.common import logs
 def output() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    ours = logging.getLogger("services")
+    ours_level = ours.level
     stream = io.StringIO()
     logs.configure("example", "DEBUG", output=stream)
     yield stream
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    ours.setLevel(ours_level)
     logging.captureWarnings(False)
     structlog.reset_defaults()
 
@@ -94,6 +99,16 @@ def test_levels_are_kept_and_noisy_libraries_are_quiet(output: io.StringIO) -> N
     logging.getLogger("asyncio").info("no")
     logging.getLogger("x").warning("yes")
     assert [line["message"] for line in lines(output)] == ["yes"]
+
+
+def test_libraries_never_tell_what_passes_through_them(output: io.StringIO) -> None:
+    """HPACK's tells every header that it reads, tokens too; none of them is to say at DEBUG what it works on."""
+    block = hpack.Encoder().encode([("authorization", "Bearer a-license-token")])
+    assert hpack.Decoder().decode(block)
+    logging.getLogger("any.library").debug("Bearer a-license-token")
+    assert output.getvalue() == ""
+    logging.getLogger("services.any").debug("ours")
+    assert [line["message"] for line in lines(output)] == ["ours"]
 
 
 def test_each_record_is_one_line_and_bounded(output: io.StringIO) -> None:
