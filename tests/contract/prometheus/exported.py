@@ -5,6 +5,7 @@ python -m tests.contract.prometheus.exported ingest
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import re
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+from services.common import worker_admin
+from services.common.settings import Address
 
 SERVICES = ("ingest", "fanout", "ledger", "risk")
 WITH_WORKERS = ("ingest", "fanout")
@@ -52,9 +56,6 @@ def vocabularies() -> dict[str, Vocabulary]:
         assert done.returncode == 0, done.stderr
         samples: Samples = json.loads(done.stdout)
         samples["up"] = {}
-        if service in WITH_WORKERS:
-            # As tests/integration/common/test_common_workers.py reads them from real workers.
-            samples |= {"worker_up": {}, "worker_restarts_total": {}}
         found[service] = Vocabulary(samples, service)
     return found
 
@@ -121,7 +122,29 @@ def _samples(service: str) -> Samples:
                 values = labels.setdefault(label, [])
                 if value not in values:
                     values.append(value)
+    if service in WITH_WORKERS:
+        found |= {key: {} for key in asyncio.run(_of_workers())}
     return {name: labels for name, labels in found.items() if not name.endswith("_created")}
+
+
+@dataclass
+class _Worker:
+    """A worker that does not run."""
+
+    number: int = 0
+    restarts: int = 0
+    admin_port: int | None = None
+    is_running: bool = False
+
+
+async def _of_workers() -> set[str]:
+    """What the one admin port of several workers tells of them."""
+    async with worker_admin.serving(Address("127.0.0.1", 0), [_Worker()]) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = (await reader.read()).decode()
+        writer.close()
+    return set(_findall(r'^(\w+)\{worker="0"\}', text))
 
 
 def _of_metric(metric: Counter | Gauge | Histogram) -> Samples:
