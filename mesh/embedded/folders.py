@@ -118,8 +118,13 @@ def first_closed(folder: Path, user: User | None) -> Path | None:
     return None
 
 
+def is_plain_in_quotes(folder: Path) -> bool:
+    """Whether a shell takes the path for itself within double quotes."""
+    return not set('"$`\\') & set(str(folder))
+
+
 def temporary_parent(user: User | None) -> Path:
-    """A folder for temporary ones that `user` can get to and in which a socket's path can be.
+    """A folder for temporary ones that `user` can get to and in which a socket's path, and programs, can be.
 
     Raises:
         ConfigurationError: there is none.
@@ -130,6 +135,7 @@ def temporary_parent(user: User | None) -> Path:
             usable
             and len(os.fsencode(candidate)) <= TEMPORARY_PATH_LENGTH_MAX
             and HOST_SEPARATOR not in str(candidate)
+            and is_plain_in_quotes(candidate)
             and first_closed(candidate, user) is None
         ):
             return candidate

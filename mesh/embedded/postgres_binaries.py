@@ -38,10 +38,13 @@ class Binaries:
         return int(text.split()[2].partition(".")[0])
 
     def reachable_by(self, user: User | None, run_folder: Path) -> Binaries:
-        """These, or a copy of the whole installation in `run_folder` when `user` cannot get to them."""
+        """These, or a copy of the whole installation in `run_folder` when `user` cannot get to them.
+
+        The same when a shell could not: initdb looks for `postgres` through one.
+        """
         binary = self.folder / "postgres"
         closed = folders.first_closed(self.folder, user) is not None or not binary.stat().st_mode & 0o001
-        if user is None or not closed:
+        if folders.is_plain_in_quotes(self.folder) and (user is None or not closed):
             return self
         copy = run_folder / "postgresql"
         if not copy.exists():

@@ -69,12 +69,23 @@ async def test_both_bear_any_name_of_their_folders(
             redis(folder / "r", tcp_port=None) as log,
             Redis.from_url(log.url, retry=NO_RETRY) as client,
         ):
-            assert database.run_folder.parent == log.run_folder.parent == folder
+            assert database.run_folder.parent == log.run_folder.parent
+            assert ('"' in name) is (log.run_folder.parent != folder), "programs would not start there"
             assert await fetch_value(database.url, "select 1") == 1
             await client.incr("starts")
     assert (folder / "r" / "appendonlydir").is_dir()
     async with redis(folder / "r") as log, Redis.from_url(log.url, retry=NO_RETRY) as client:
         assert await client.get("starts") == b"2"
+
+
+async def test_postgres_starts_though_it_was_installed_where_a_shell_cannot_find_it(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = installed_binaries().folder
+    odd = shutil.copytree(installed.parent, data_folder / '$HOME "sweet"', symlinks=True)
+    monkeypatch.setenv("ECP_POSTGRES_BIN", str(odd / installed.name))
+    async with postgres(data_folder / "p", durable=False) as server:
+        assert await fetch_value(server.url, "select 1") == 1
 
 
 async def test_postgres_recovers_from_a_kill_on_the_same_url(data_folder: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_log_that_has_grown_too_far_is_moved_aside(tmp_path: Path, monkeypatch
     assert (tmp_path / "server.log.1").read_text() == "x" * 11
 
 
-@pytest.mark.parametrize("name", ["one,two", "é" * 30, "x" * 61])
+@pytest.mark.parametrize("name", ["one,two", "é" * 30, "x" * 61, 'a"b', "a$b"])
 def test_temporary_folders_are_where_a_socket_s_path_can_be(
     name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
