@@ -27,6 +27,7 @@ from hpack import Decoder, HeaderTuple, HPACKError, OversizedHeaderListError
 from hyperframe.exceptions import HyperframeError, InvalidPaddingError
 from hyperframe.frame import (
     AltSvcFrame,
+    ContinuationFrame,
     DataFrame,
     ExtensionFrame,
     Frame,
@@ -193,6 +194,10 @@ class JudgingConnection(H2Connection):
             # It was under way when the stream was reset: RFC 9113, 5.4.2 has one RST_STREAM for a stream.
             return [one for one in frames if not isinstance(one, RstStreamFrame)], events
         return frames, [*events, _reset_by_us(frame.stream_id, ErrorCodes.STREAM_CLOSED)]
+
+    def _receive_naked_continuation(self, frame: ContinuationFrame) -> None:
+        # h2 asks first how the stream was closed; RFC 9113, 6.10 does not.
+        raise ProtocolError("CONTINUATION of no block")
 
     def _receive_rst_stream_frame(self, frame: RstStreamFrame) -> Outcome:
         self._refuse_if_idle(frame.stream_id)

@@ -170,6 +170,12 @@ CASES = [
         raw(HEADERS, 0, CASE, BLOCK) + raw(0x20, 0, CASE, b"x"),
         connection_error(PROTOCOL),
     ),
+    Case(
+        "5.1",
+        "closed by reset, before another one was opened: CONTINUATION",
+        opened() + CANCEL + opened(NEXT) + raw(CONTINUATION, END_HEADERS, CASE, BLOCK),
+        connection_error(PROTOCOL),
+    ),
     Case("5.1", "closed: DATA", raw(DATA, END_STREAM, CASE, b"x"), stream_error(CLOSED), requested()),
     Case("5.1", "closed: HEADERS", opened(), connection_error(CLOSED), requested()),
     Case(
