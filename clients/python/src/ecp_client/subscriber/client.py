@@ -96,6 +96,8 @@ class Subscriber:
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._failure: Exception | None = None
         self._closed = False
+        self._under_way: asyncio.Future[None] | None = None
+        """What `on_batch` has begun."""
 
     # Life
 
@@ -116,7 +118,10 @@ class Subscriber:
             self._tasks.append(asyncio.create_task(sync, name="ecp-subscriber-sync"))
 
     async def close(self) -> None:
-        """Acknowledges and reports what is left, writes a checkpoint and closes; safe to repeat."""
+        """Lets `on_batch` finish, acknowledges and reports what is left, writes a checkpoint and closes.
+
+        Safe to repeat.
+        """
         if self._closed:
             return
         self._closed = True
@@ -125,6 +130,7 @@ class Subscriber:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self._finish_batch()
         await self._streaming.close()
         await self._reporter.close()
         self._fail_waiters(ClosedError("the subscriber was closed before"))
@@ -252,13 +258,30 @@ class Subscriber:
             try:
                 answer = self._on_batch(batch)
                 if inspect.isawaitable(answer):
-                    await answer
+                    # Closing ends the stream, but not what has been begun: the journal says that it was given.
+                    self._under_way = asyncio.ensure_future(answer)
+                    await asyncio.shield(self._under_way)
             except Exception:
-                # The application's own code: its faults must not stop the stream.
-                self.stats.callback_errors += 1
-                logger.exception("on_batch failed for %d signals", len(batch.signals))
+                self._note_failed_batch()
         if self._waiters:
             self._wake_waiters()
+
+    def _note_failed_batch(self) -> None:
+        """The application's own code: its faults must not stop the stream."""
+        self.stats.callback_errors += 1
+        logger.exception("on_batch failed")
+
+    async def _finish_batch(self) -> None:
+        under_way = self._under_way
+        if under_way is None or under_way.done() or under_way is asyncio.current_task():
+            return
+        try:
+            async with asyncio.timeout(self.settings.close_timeout_seconds):
+                await under_way
+        except TimeoutError:
+            logger.error("on_batch was cut off: it did not end within close_timeout_seconds")
+        except Exception:
+            self._note_failed_batch()
 
     def _wake_waiters(self) -> None:
         waiting = []

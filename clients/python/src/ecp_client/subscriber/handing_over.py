@@ -20,10 +20,10 @@ class HandingOver:
         self._in_hands: dict[int, Batch] = {}
         self._ended: Exception | None = None
 
-    def put(self, batch: Batch) -> bool:
-        """Adds a batch, unless there is no room; whether it did. There is always room for a full sync."""
+    def put(self, batch: Batch, *, beyond: bool = False) -> bool:
+        """Adds a batch, unless there is no room and it is not to go `beyond`; whether it did."""
         with self._changed:
-            if len(self._batches) >= self._max and batch.resynced is None:
+            if len(self._batches) >= self._max and not beyond:
                 return False
             self._batches.append(batch)
             self._changed.notify()

@@ -61,6 +61,8 @@ class SubscriberSettings:
     """A stream that says nothing for so long, not even Progress, is given up."""
     call_timeout_seconds: float = 5.0
     """For acknowledgements and reports."""
+    close_timeout_seconds: float = 5.0
+    """How long `close` waits for `on_batch` to finish what it has begun; it will not be given that again."""
     reconnect_seconds_min: float = 0.05
     reconnect_seconds_max: float = 5.0
     """Reconnects wait a random time up to a limit that doubles from the first value to this one."""
@@ -120,5 +122,6 @@ _POSITIVE = (
     "acknowledge_interval_seconds",
     "silence_seconds_max",
     "call_timeout_seconds",
+    "close_timeout_seconds",
     "full_sync_seconds_min",
 )

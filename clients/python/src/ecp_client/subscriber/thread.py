@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Self
 
 from ecp_client.addresses import check_license_token
@@ -83,8 +83,9 @@ class SubscriberThread:
         if self._closed:
             return
         self._closed = True
+        seconds_max = ANSWER_SECONDS_MAX + self._subscriber.settings.close_timeout_seconds
         try:
-            self._loop.call(self._subscriber.close(), timeout_seconds=ANSWER_SECONDS_MAX)
+            self._loop.call(self._subscriber.close(), timeout_seconds=seconds_max)
         finally:
             self._loop.stop()
             self._batches.end(ClosedError("the subscriber is closed"))
@@ -109,9 +110,13 @@ class SubscriberThread:
         self._loop.check_other()
         return self._batches.take(timeout_seconds)
 
-    async def _enqueue(self, batch: Batch) -> None:
+    def _enqueue(self, batch: Batch) -> Awaitable[None] | None:
+        return None if self._batches.put(batch) else self._wait_for_room(batch)
+
+    async def _wait_for_room(self, batch: Batch) -> None:
+        """The journal has it: when the client is closed meanwhile, it can still be polled."""
         while True:
-            if self._batches.put(batch):
+            if self._batches.put(batch, beyond=self._closed):
                 return
             await asyncio.sleep(FULL_WAIT_SECONDS)
 
@@ -119,7 +124,8 @@ class SubscriberThread:
         if isinstance(event, StreamEnded) and event.is_final:
             self._batches.end(self._subscriber.failure or ClosedError(event.reason))
         elif isinstance(event, Resynced):
-            self._batches.put(Batch([], [], wall_us(), self._subscriber.server_time_us(), event))
+            batch = Batch([], [], wall_us(), self._subscriber.server_time_us(), event)
+            self._batches.put(batch, beyond=True)
         if self._on_event is not None:
             self._on_event(event)
 
