@@ -15,6 +15,10 @@ from mesh.errors import ConfigurationError, MeshError
 
 Stub = TypeVar("Stub")
 DEADLINE_SECONDS = 10.0
+_HINTS = {
+    grpc.StatusCode.UNAVAILABLE: "; is the mesh running? (`ecp up`)",
+    grpc.StatusCode.DEADLINE_EXCEEDED: f"; no answer within {DEADLINE_SECONDS:.0f} s: the service's log may say why",
+}
 _CALL: type = grpc.Call  # the stubs believe that no RpcError is one; every failed call is
 
 
@@ -92,8 +96,7 @@ def describe(error: grpc.RpcError) -> str:
     if not isinstance(error, _CALL):
         return str(error)
     code, details = error.code(), error.details()
-    hint = "; is the mesh running? (`ecp up`)" if code is grpc.StatusCode.UNAVAILABLE else ""
-    return f"{code.name}: {details}{hint}"
+    return f"{code.name}: {details}{_HINTS.get(code, '')}"
 
 
 def _from_environment() -> Connection | None:

@@ -58,12 +58,13 @@ def _print(found: Status) -> None:
     if found.risk:
         console.print(
             f"Risk: last check {found.risk.last_check_at}, model {found.risk.model_version}, "
-            f"{len(found.risk.at_risk)} users below the warning score"
+            f"{len(found.risk.at_risk)} users below the warning score",
+            soft_wrap=True,
         )
         for user_id, score in found.risk.at_risk.items():
             console.print(f"  {user_id}  trust {score:.1f}")
     for problem in found.problems:
-        console.print(problem, style="red", markup=False, highlight=False)
+        console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _or_dash(value: int | None) -> str:

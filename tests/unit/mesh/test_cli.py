@@ -157,6 +157,13 @@ def test_an_unfit_environment_is_one_clear_line(
     assert completed.stderr.count("\n") == 1
 
 
+def test_what_status_finds_wrong_is_a_line_each_however_narrow_the_terminal() -> None:
+    completed = ecp("status", RISK_ADDRESS="127.0.0.1:1", OPERATOR_TOKEN="x", COLUMNS="40")
+    assert completed.returncode == 1
+    [line] = [line for line in completed.stdout.splitlines() if line.startswith("risk: UNAVAILABLE")]
+    assert line.endswith("is the mesh running? (`ecp up`)")
+
+
 def test_status_of_some_services_says_which_addresses_are_missing() -> None:
     completed = ecp("status", "--json", RISK_ADDRESS="127.0.0.1:1", OPERATOR_TOKEN="x")
     assert completed.returncode == 1
