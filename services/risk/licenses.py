@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -69,6 +69,25 @@ class LicenseCache:
             if entry is not None and self._is_usable(entry):
                 return self._answer(entry)
             raise
+
+    async def resolve_for(self, token: str, masters: Collection[int]) -> Identity:
+        """As `resolve`, and asks once more when the user is not known to follow all of the masters.
+
+        A report of a subscription that was made a moment ago would else be refused for good.
+        """
+        identity = await self.resolve(token)
+        key = sha256(token.encode()).digest()
+        entry = self._entries.get(key)
+        is_new = (
+            entry is not None
+            and self._clock.monotonic_seconds() - entry.asked_at < self._rules.refusal_seconds
+        )
+        if is_new or identity.masters.issuperset(masters):
+            return identity
+        try:
+            return self._require_unexpired(await self._ask(key, token))
+        except UnavailableError:
+            return identity
 
     async def _ask(self, key: bytes, token: str) -> Identity:
         task = self._asking.get(key)

@@ -64,9 +64,11 @@ class RiskServicer(risk_grpc.RiskServiceServicer):
         self, request: pb.ReportOutcomesRequest, context: rpc.Context
     ) -> pb.ReportOutcomesResponse:
         """Stores what the caller did with signals."""
-        identity = await self._licenses.resolve(current_principal().token)
+        token = current_principal().token
+        await self._licenses.resolve(token)
         if not 1 <= len(request.outcomes) <= self._outcomes_max:
             raise InvalidInputError.of_field("outcomes", f"must be 1 to {self._outcomes_max}")
+        identity = await self._licenses.resolve_for(token, {one.master_id for one in request.outcomes})
         batch = sort(
             request.outcomes, masters=identity.masters, now_us=self._clock.now_us(), limits=self._limits
         )

@@ -28,6 +28,7 @@ class Authority:
         self.asked: list[str] = []
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.masters = frozenset({1})
         self.expires_at = datetime_from_us(clock.now_us()) + timedelta(hours=1)
 
     async def __call__(self, token: str) -> Identity:
@@ -36,7 +37,7 @@ class Authority:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        return Identity(UUID(int=len(token)), self.expires_at, frozenset({1}))
+        return Identity(UUID(int=len(token)), self.expires_at, self.masters)
 
 
 @pytest.fixture
@@ -64,6 +65,27 @@ async def test_an_answer_is_remembered_for_its_time(
     clock.advance(seconds=2)
     await cache.resolve("a")
     assert authority.asked == ["a", "a"]
+
+
+async def test_a_master_that_is_followed_since_a_moment_counts(
+    cache: LicenseCache, authority: Authority, clock: ManualClock
+):
+    """A report of it would be refused for good; one who goes on naming others' masters asks no more often than that."""
+    assert (await cache.resolve_for("a", {1})).masters == {1}
+    authority.masters = frozenset({1, 2})
+    clock.advance(seconds=3)
+    assert (await cache.resolve_for("a", {1})).masters == {1}
+    assert (await cache.resolve_for("a", {1, 2})).masters == {1, 2}
+    assert authority.asked == ["a", "a"]
+    for _ in range(5):
+        assert (await cache.resolve_for("a", {9})).masters == {1, 2}
+    assert authority.asked == ["a", "a"]
+    clock.advance(seconds=3)
+    authority.failure = UnavailableError("away")
+    assert (await cache.resolve_for("a", {9})).masters == {1, 2}
+    authority.failure = FailedPreconditionError("revoked", reason="LICENSE_REVOKED")
+    with pytest.raises(UnauthenticatedError):
+        await cache.resolve_for("a", {9})
 
 
 async def test_many_callers_ask_once(cache: LicenseCache, authority: Authority):
