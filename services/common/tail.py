@@ -83,10 +83,14 @@ async def tail(
     connected: bool | None = None
     try:
         while True:
+            entries = None
             try:
                 lost = await follower.check_when_due(now=not connected)
                 # What is told first may keep the reader busy, so the stream is looked at again before it is read.
-                entries = await follower.read() if connected and lost is None else None
+                if connected and lost is None:
+                    entries = await follower.read()
+                    # Who may look may not be allowed to read: only now it is known that the outage is over.
+                    backoff.reset()
             except UnavailableError as error:
                 if connected is not False:
                     yield Disconnected(error)
@@ -95,7 +99,6 @@ async def tail(
                 continue
             if not connected:
                 connected = True
-                backoff.reset()
                 yield Connected()
             if lost is not None:
                 yield lost

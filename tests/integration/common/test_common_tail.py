@@ -13,6 +13,7 @@ import pytest
 
 from mesh.embedded import redis as embedded_redis
 from services.common import stream, tail
+from services.common.backoff import Backoff
 from services.common.stream import BEGINNING, EntryId, Redis
 from tests.integration.common.log_entries import NAME, append
 
@@ -188,6 +189,27 @@ async def test_a_server_that_hangs_is_told_and_nothing_is_missed() -> None:
         assert await next_of(events, tail.Connected) == tail.Connected()
         await append(client, b"1")
         assert await collect(events, 1) == [b"1"]
+
+
+async def test_a_tail_that_may_look_and_not_read_waits_longer_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ceilings: list[float] = []
+
+    class Noted(Backoff):
+        def next_delay(self) -> float:
+            ceilings.append(self._ceiling_seconds)
+            super().next_delay()
+            return 0.01
+
+    monkeypatch.setattr(tail, "Backoff", Noted)
+    async with embedded_redis(appendfsync="no") as server, stream.connect(server.url) as client:
+        await append(client, b"1")
+        await client.execute_command("ACL", "SETUSER", "default", "-xread")
+        async with aclosing(tail.tail(client, NAME, BEGINNING, block_ms=50)) as events:
+            while len(ceilings) < 5:
+                await anext(events)
+    assert ceilings[4] > ceilings[0]
 
 
 async def test_closing_the_tail_frees_its_connection(redis_url: str) -> None:
