@@ -60,6 +60,12 @@ def test_it_runs_the_command_line_through_links_from_any_folder(tmp_path: Path) 
     assert (completed.stdout, completed.stderr) == (f"ecp {__version__}\n", "")
 
 
+def test_what_other_pythons_were_told_does_not_reach_into_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise SystemExit('the wrong typer')")
+    completed = launch(ROOT / "ecp", "--version", PYTHONPATH=str(tmp_path), PYTHONHOME=str(tmp_path))
+    assert (completed.stdout, completed.stderr) == (f"ecp {__version__}\n", "")
+
+
 def test_an_interpreter_that_is_too_old_is_one_clear_line(bare_clone: Path, tmp_path: Path) -> None:
     old = fake_interpreter(tmp_path, "exit 1")
     completed = launch(bare_clone / "ecp", ECP_PYTHON=old)
