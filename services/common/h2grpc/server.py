@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _TLS_SHUTDOWN_SECONDS: Final = 1.0
 _BACKLOG: Final = 4_096
+# asyncio accepts as many in one round of its loop as it is told the backlog to be; open streams wait meanwhile.
+_ACCEPTED_PER_ROUND: Final = 64
 _CANCELLATION_SECONDS: Final = 5.0
 _ROUNDS_PER_SECOND: Final = 10
 
@@ -140,15 +142,17 @@ async def _listen(shared: Serving, settings: Http2Settings) -> asyncio.Server:
             where="GRPC_BIND_ADDRESS",
             do="stop the other process or choose another address",
         ) from error
-    return await loop.create_server(
+    server = await loop.create_server(
         lambda: Connection(shared, loop),
         sock=listening,
         ssl=context,
-        backlog=_BACKLOG,
+        backlog=_ACCEPTED_PER_ROUND,
         ssl_handshake_timeout=None if context is None else settings.http2_handshake_seconds_max,
         # A peer that does not say goodbye must not hold up the end of the process.
         ssl_shutdown_timeout=None if context is None else _TLS_SHUTDOWN_SECONDS,
     )
+    listening.listen(_BACKLOG)
+    return server
 
 
 def _listening_socket(host: str, port: int, settings: Http2Settings) -> socket.socket:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import tracemalloc
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import grpc
@@ -156,6 +157,23 @@ async def test_streams_beyond_the_limit_are_refused_one_by_one() -> None:
             await attacker.send(attacker.request(stream_id, is_complete=False))
         assert (await attacker.reset(11)).error_code == ErrorCodes.REFUSED_STREAM
         assert refused("streams") == before + 1
+
+
+async def test_a_storm_of_connections_is_accepted_in_portions(edge: Edge) -> None:
+    """Between them the streams that are open have their turn."""
+
+    def accepted() -> float:
+        return REGISTRY.get_sample_value("http2_connections_accepted_total") or 0.0
+
+    with ExitStack() as stack:
+        before = last = accepted()
+        for _ in range(500):
+            stack.enter_context(socket.create_connection(("127.0.0.1", edge.port)))
+        async with asyncio.timeout(20):
+            while last < before + 500:
+                await asyncio.sleep(0)
+                assert accepted() - last <= 64
+                last = accepted()
 
 
 async def test_connections_beyond_the_limit_are_told_to_go() -> None:
