@@ -62,6 +62,8 @@ class Identity:
     license_id: str
     expires_at_us: int
     entitlements: dict[int, Entitlement] = field(default_factory=dict)
+    asked_at: float = 0.0
+    """When the ledger was asked, in monotonic seconds: it answered with everything that was announced before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Entitlements:
         self._asked_again: OrderedDict[bytes, float] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Task[Identity]] = {}
         self._calls = asyncio.Semaphore(limits.calls_max)
-        self._recent: OrderedDict[str, dict[int, Entitlement]] = OrderedDict()
+        self._recent: OrderedDict[str, dict[int, tuple[float, Entitlement]]] = OrderedDict()
         self._recent_full_syncs: OrderedDict[str, dict[int, tuple[str, int]]] = OrderedDict()
         self._recent_licenses: OrderedDict[str, tuple[bool, int]] = OrderedDict()
 
@@ -161,9 +163,9 @@ class Entitlements:
         recent = self._recent.setdefault(user_id, {})
         self._recent.move_to_end(user_id)
         known = recent.get(entitlement.master_id)
-        if known is not None and known.is_newer_than(entitlement):
+        if known is not None and known[1].is_newer_than(entitlement):
             return False
-        recent[entitlement.master_id] = entitlement
+        recent[entitlement.master_id] = self._clock.monotonic_seconds(), entitlement
         _bound(self._recent, self._limits.recent_max)
         return True
 
@@ -209,8 +211,10 @@ class Entitlements:
 
     def _up_to_date(self, identity: Identity) -> dict[int, Entitlement]:
         merged = dict(identity.entitlements)
-        for master_id, recent in self._recent.get(identity.user_id, {}).items():
+        for master_id, (noted_at, recent) in self._recent.get(identity.user_id, {}).items():
             known = merged.get(master_id)
+            if noted_at < identity.asked_at:
+                continue
             if known is None or not known.is_newer_than(recent):
                 merged[master_id] = _with_due_of(recent, known)
         for master_id, (subscription_id, number) in self._recent_full_syncs.get(identity.user_id, {}).items():
@@ -222,7 +226,8 @@ class Entitlements:
     async def _look_up(self, key: bytes, token: str) -> Identity:
         try:
             async with self._calls:
-                identity = await self._ask(token)
+                asked_at = self._clock.monotonic_seconds()
+                identity = replace(await self._ask(token), asked_at=asked_at)
         except UnauthenticatedError as error:
             self._remember(key, error, self._limits.refused_seconds)
             metrics.AUTHENTICATIONS.labels("refused").inc()
@@ -230,9 +235,23 @@ class Entitlements:
         except ServiceError:
             metrics.AUTHENTICATIONS.labels("failed").inc()
             raise
+        self._believe(identity)
         self._remember(key, identity, self._limits.cached_seconds)
         metrics.AUTHENTICATIONS.labels("found").inc()
         return identity
+
+    def _believe(self, identity: Identity) -> None:
+        """A ledger that was restored to an earlier state numbers changes anew: they are not taken for old ones.
+
+        All else that was announced stays noted, for what is remembered of the user's other tokens.
+        """
+        recent = self._recent.get(identity.user_id, {})
+        for master_id, known in identity.entitlements.items():
+            noted_at, announced = recent.get(master_id, (identity.asked_at, known))
+            is_same = announced.subscription_id == known.subscription_id
+            if noted_at < identity.asked_at and is_same and announced.version > known.version:
+                _log.warning("the ledger went back: subscription %s as it was before", known.subscription_id)
+                del recent[master_id]
 
     def _remember(self, key: bytes, what: Identity | UnauthenticatedError, seconds: float) -> None:
         self._known[key] = (self._clock.monotonic_seconds() + seconds, what)

@@ -144,7 +144,9 @@ class LiveEntitlements:
             if entitlement is None or entitlement.subscription_id != cursor.subscription_id:
                 # One that replaced it is another one: its pauses and full syncs are told to streams of its own.
                 self._cancel(delivery, master_id, "the subscription ended")
-            elif entitlement.version > cursor.version:
+            elif entitlement.version != cursor.version:
+                # A lower one is that of a ledger which was restored to an earlier state.
+                cursor.version = min(cursor.version, entitlement.version - 1)
                 self._apply(delivery, entitlement)
 
     def _apply(self, delivery: Delivery, entitlement: Entitlement) -> bool:

@@ -208,6 +208,25 @@ async def test_changes_that_nobody_announced_are_found_after_a_while(
         await subscriber.until(lambda: PAUSED_ALL in subscriber.of(1).states)
 
 
+async def test_a_ledger_that_was_restored_to_an_earlier_state_is_believed(
+    redis_url: str, ledger: StandInLedger, log: WrittenLog
+) -> None:
+    """The versions of its subscriptions rise anew, from below what was heard."""
+    user = ledger.add_user("token", 1)
+    loaded = fanout_settings(redis_url, ledger, refresh_interval_seconds=0.2)
+    async with fanout_running(loaded) as fanout, fanout.subscribe("token", from_now(1)) as subscriber:
+        await subscriber.begun()
+        for _ in range(4):
+            await ledger.pause(user, 1, license_pb.PAUSE_SCOPE_UNSPECIFIED)
+        await ledger.pause(user, 1, license_pb.PAUSE_SCOPE_ALL)
+        await subscriber.until(lambda: PAUSED_ALL in subscriber.of(1).states)
+        user.subscriptions[1].pause = license_pb.PAUSE_SCOPE_UNSPECIFIED
+        user.subscriptions[1].version = 1
+        await subscriber.until(lambda: subscriber.of(1).states[-1] != PAUSED_ALL)
+        await ledger.pause(user, 1, license_pb.PAUSE_SCOPE_ALL)
+        await subscriber.until(lambda: subscriber.of(1).states[-1] == PAUSED_ALL)
+
+
 async def test_a_stream_does_not_go_on_under_a_subscription_that_replaced_its_own(
     redis_url: str, ledger: StandInLedger, log: WrittenLog
 ) -> None:
