@@ -92,7 +92,9 @@ class Delivery:
         sent.bytes += len(message.data)
         if message.signals:
             sent.signals += message.signals
-            metrics.LATENCY_MS.observe((self._clock.now_us() - message.received_at_us) / 1_000)
+            if message.received_at_us >= self.stream.opened_at_us:
+                # What came in before its reader did is a replay, and not late.
+                metrics.LATENCY_MS.observe((self._clock.now_us() - message.received_at_us) / 1_000)
         elif message.gap_reason:
             metrics.GAPS.labels(_gap_name(message.gap_reason)).inc()
 

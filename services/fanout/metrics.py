@@ -105,7 +105,8 @@ REGISTRY.register(STATES)
 
 LATENCY_MS = TallyHistogram(
     "fanout_latency_ms",
-    "From the front door's check of a signal to the write of the message that carries it, oldest signal of each.",
+    "From the front door's check of a signal to the write of the message that carries it, oldest signal of each;"
+    " without what a stream that resumes is told again.",
     _LATENCY_MS,
 )
 REGISTRY.register(LATENCY_MS)

@@ -7,6 +7,7 @@ import grpc
 from execution.common.v1 import position_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from execution.ledger.v1 import license_service_pb2 as license_pb
+from services.fanout import metrics
 from tests.integration.fanout.fanout_service import Fanout, after, from_now, from_snapshot
 from tests.integration.fanout.stand_in_ledger import StandInLedger
 from tests.integration.fanout.written_log import WrittenLog
@@ -41,6 +42,20 @@ async def test_resume_after_a_position_gives_the_rest(
     async with fanout.subscribe("token", after(1, 1, 5)) as subscriber:
         await subscriber.until(lambda: len(subscriber.of(1).signals) == 15)
         assert subscriber.of(1).sequences == list(range(6, 21))
+
+
+async def test_what_a_stream_missed_before_it_was_opened_is_not_counted_as_late(
+    fanout: Fanout, ledger: StandInLedger, log: WrittenLog
+) -> None:
+    ledger.add_user("token", 1)
+    await log.signals(1, 20)
+    counted = metrics.LATENCY_MS.count
+    async with fanout.subscribe("token", after(1, 1, 5)) as subscriber:
+        await subscriber.until(lambda: len(subscriber.of(1).signals) == 15)
+        assert metrics.LATENCY_MS.count == counted
+        await log.signals(1, 1)
+        await subscriber.until(lambda: len(subscriber.of(1).signals) == 16)
+        assert metrics.LATENCY_MS.count == counted + 1
 
 
 async def test_the_zero_position_begins_with_the_first(
