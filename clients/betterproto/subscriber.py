@@ -272,16 +272,26 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--plaintext", action="store_true", help="no TLS: for a mesh on this machine")
     parser.add_argument("--ca-file", type=Path, help="certificates to trust, PEM")
     options = parser.parse_args()
+    options.license = (options.license or "").strip()
     if not options.license:
         parser.error("--license or ECP_LICENSE is required")
     return options
 
 
+def kept(options: argparse.Namespace) -> Following:
+    """Where the positions file says that each master stands. Leaves the program when it is none."""
+    path: Path = options.positions
+    try:
+        document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return Following(Following.masters_of(options.master, document), options.start)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SystemExit(f"{path} is no file of positions ({error}): remove it, or name another") from error
+
+
 async def main() -> int:
     """Follows until it is stopped; the next start goes on where the positions file ends."""
     options = parsed()
-    document = json.loads(options.positions.read_text(encoding="utf-8")) if options.positions.exists() else {}
-    following = Following(Following.masters_of(options.master, document), options.start)
+    following = kept(options)
     running = asyncio.ensure_future(Subscriber(options, following).run())
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # on Windows

@@ -57,7 +57,7 @@ function read(): Options {
   }
   return {
     fanout,
-    license,
+    license: license.trim(),
     masters: master,
     start,
     count: Number(count),

@@ -240,11 +240,23 @@ function isServiceError(error: unknown): error is grpc.ServiceError {
   return error instanceof Error && 'code' in error && 'details' in error && 'metadata' in error;
 }
 
+/** Where the positions file says that each master stands. Leaves the program when it is none. */
+function kept(options: Options): Following {
+  const path = options.positions;
+  try {
+    const known = existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as Kept) : {};
+    return new Following(options.masters, known, options.start);
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    console.error(`${path} is no file of positions (${why}): remove it, or name another`);
+    return process.exit(1);
+  }
+}
+
 const options = parsed();
-const kept = existsSync(options.positions) ? (JSON.parse(readFileSync(options.positions, 'utf8')) as Kept) : {};
+const following = kept(options);
 const stopping = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const) {
   process.once(name, () => stopping.abort());
 }
-const following = new Following(options.masters, kept, options.start);
 process.exitCode = await new Subscriber(options, following, stopping.signal).run();

@@ -21,6 +21,7 @@ from tests.integration.clients.example_programs import running
 from tests.integration.fanout.fanout_service import Fanout, fanout_running, fanout_settings
 from tests.integration.fanout.stand_in_ledger import StandInLedger
 from tests.integration.fanout.written_log import WrittenLog
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -161,6 +162,25 @@ async def test_an_unknown_license_is_final(
     async with running(program, fanout.target, positions, "--plaintext", token="nobody's") as example:
         assert await example.ended() == 1
     assert example.with_words("stream ended: UNAUTHENTICATED")
+
+
+@pytest.mark.parametrize("content", ["garbage", '{"1": {"epoch": 1}}', '{"1": "1/7"}'])
+async def test_a_file_that_holds_no_positions_is_told_in_one_line(
+    program: str, positions: Path, content: str
+) -> None:
+    positions.write_text(content)
+    async with running(program, "127.0.0.1:1", positions, "--plaintext") as example:
+        assert await example.ended() == 1
+    assert [line for line in example.lines if line] == example.with_words(positions.name, "remove it")
+    assert positions.read_text() == content
+
+
+async def test_a_license_may_come_with_its_files_line_end(program: str, positions: Path) -> None:
+    async with (
+        scripted.serving(scripted.says(scripted.signals(1))) as server,
+        running(program, server.address, positions, "--plaintext", "--start", "beginning", token="token\n"),
+    ):
+        await until(lambda: server.tokens == ["Bearer token"])
 
 
 async def test_what_came_before_is_passed_over_and_a_hole_is_asked_for(program: str, positions: Path) -> None:
