@@ -87,7 +87,7 @@ def test_an_account_is_what_its_settings_make_of_the_master_minus_what_was_refus
         assert list(differences(copier, copier.mirror)) == []
         for holding in copier.account.held():
             assert holding.volume_lots_e8 > 0
-            assert holding.volume_lots_e8 <= settings.volume_for(10**12)
+            assert holding.volume_lots_e8 <= settings.volume_for(holding.symbol, 10**12)
         restored = Account.from_json(copier.account.to_json())
         assert restored == copier.account
 
