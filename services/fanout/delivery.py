@@ -48,6 +48,7 @@ class Delivery:
         "_is_warned",
         "_limits",
         "_needs",
+        "_opened_seconds",
         "_wall_ahead_us",
         "stream",
         "writer",
@@ -64,7 +65,13 @@ class Delivery:
         self._asked: set[Cursor] = set()
         self._is_warned = False
         self._is_finished = False
+        self._opened_seconds = clock.monotonic_seconds()
         self._wall_ahead_us = self._measure_wall(clock.now_us())
+
+    @property
+    def age_seconds(self) -> float:
+        """For how long the stream has been open, whatever the wall clock was set to."""
+        return self._clock.monotonic_seconds() - self._opened_seconds
 
     def pump(self) -> None:
         """Hands over what is next, if the reader takes more."""

@@ -234,18 +234,18 @@ class Hub:
         now_us = self._clock.now_us()
         cache = ProgressCache(now_us)
         for delivery in [one for turn in turns for one in self._by_turn[turn].values()]:
-            if self._is_old(delivery, now_us):
+            if self._is_old(delivery):
                 delivery.drain()
             else:
                 delivery.tick(cache)
         metrics.RING_BYTES.set(self.ring.memory_bytes)
         metrics.RING_MASTERS.set(len(self.ring))
 
-    def _is_old(self, delivery: Delivery, now_us: int) -> bool:
+    def _is_old(self, delivery: Delivery) -> bool:
         """Whether the stream has reached its age: a tenth more or less, or those of one moment would end at one."""
         age_seconds_max = self._limits.stream_age_seconds_max
         if age_seconds_max is None:
             return False
         chance = (delivery.stream.stream_id * _KNUTH & 0xFFFF) / 0x10000
         share = 1 - _AGE_SPREAD + 2 * _AGE_SPREAD * chance
-        return now_us - delivery.stream.opened_at_us > age_seconds_max * share * 1e6
+        return delivery.age_seconds > age_seconds_max * share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -17,6 +18,7 @@ from services.fanout.domain.lag import LagLimits
 from services.fanout.domain.position import Position
 from services.fanout.domain.ring import MasterLog, Ring, SignalRecord
 from services.fanout.domain.stream import ProgressCache, Reader, Stream, StreamLimits
+from services.fanout.hub import Hub, HubLimits
 
 FAR = 10**9
 HOUR_US = 3_600_000_000
@@ -128,3 +130,31 @@ def test_a_license_ends_when_the_clock_that_was_set_says_so() -> None:
     world.set_clock(11 * HOUR_US)
     world.pass_second()
     assert world.writer.error is not None
+
+
+@pytest.mark.parametrize("step_us", [HOUR_US, -HOUR_US])
+async def test_a_stream_is_as_old_as_the_time_that_passed(step_us: int) -> None:
+    world = World()
+    limits = HubLimits(
+        streams_max=1,
+        streams_per_user_max=1,
+        stream_age_seconds_max=1_000,
+        progress_interval_seconds=0.001,
+        drain_jitter_seconds=0,
+        messages=LIMITS,
+    )
+    hub = Hub(world.ring, world.clock, limits)
+    hub.add(world.delivery)
+    world.set_clock(step_us)
+    before = len(world.writer.messages)
+    ticking = asyncio.create_task(hub.tick_forever())
+    try:
+        async with asyncio.timeout(30):
+            while len(world.writer.messages) == before:  # noqa: ASYNC110 - nothing tells of a turn but what it writes
+                await asyncio.sleep(0.001)
+            assert not any(one.HasField("drain") for one in world.writer.messages)
+            world.clock.advance(seconds=1_200)
+            while not any(one.HasField("drain") for one in world.writer.messages):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+    finally:
+        ticking.cancel()
