@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -74,6 +74,14 @@ ENVIRONMENT = {
     "ADMIN_BIND_ADDRESS": "127.0.0.1:0",
     "DRAIN_GRACE_SECONDS": "1",
 }
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_count() -> Iterator[None]:
+    """Also where the tests themselves run under nohup, which services would inherit."""
+    kept = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, kept)
 
 
 @asynccontextmanager

@@ -94,8 +94,8 @@ class StreamPosition(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
-    """Names one unbroken run of sequences. It rises by one or more whenever history was lost: the master's outbox was wiped, or
-    the log came back with less than it had acknowledged. 0 only in the zero position.
+    """Names one unbroken run of sequences. It rises by one or more whenever history was lost: the master's outbox was
+    wiped, or the log came back with less than it had acknowledged. 0 only in the zero position.
     """
     sequence: _builtins.int
     """Sequence within the master's stream; 0 stands before the first signal. At most 2^53 - 1."""

@@ -689,8 +689,8 @@ class StreamPosition(betterproto2.Message):
 
     epoch: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
     """
-    Names one unbroken run of sequences. It rises by one or more whenever history was lost: the master's outbox was wiped, or
-    the log came back with less than it had acknowledged. 0 only in the zero position.
+    Names one unbroken run of sequences. It rises by one or more whenever history was lost: the master's outbox was
+    wiped, or the log came back with less than it had acknowledged. 0 only in the zero position.
     """
 
     sequence: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
