@@ -64,25 +64,15 @@ async def bare_way(socket: Path, *, core: int | None) -> AsyncIterator[BareWay]:
 
 
 @asynccontextmanager
-async def bare_process(socket: Path, *, core: int | None) -> AsyncIterator[BareWay]:
-    """One process that is door and fan-out, before the Valkey behind `socket`, until the block ends.
-
-    Raises:
-        MeshError: it did not start.
-    """
-    async with worker(core, _MODULE, _ONE, str(socket)) as one:
-        yield BareWay(*await _ports(one), {one.pid: _ONE})
+async def _single(role: str, socket: Path, *, core: int | None) -> AsyncIterator[BareWay]:
+    async with worker(core, _MODULE, role, str(socket)) as one:
+        yield BareWay(*await _ports(one), {one.pid: role})
 
 
-@asynccontextmanager
-async def bare_relay(socket: Path, *, core: int | None) -> AsyncIterator[BareWay]:
-    """One process that passes on what comes, until the block ends. It leaves the Valkey behind `socket` alone.
-
-    Raises:
-        MeshError: it did not start.
-    """
-    async with worker(core, _MODULE, _RELAY, str(socket)) as one:
-        yield BareWay(*await _ports(one), {one.pid: _RELAY})
+bare_process: Final[Way] = partial(_single, _ONE)
+"""One process that is door and fan-out, before the Valkey behind `socket`."""
+bare_relay: Final[Way] = partial(_single, _RELAY)
+"""One process that passes on what comes. It leaves the Valkey behind `socket` alone."""
 
 
 async def _ports(process: Worker) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh.commands.choices import FOLDER, folder
+from mesh.commands.choices import Data
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
@@ -37,15 +37,6 @@ trust = typer.Typer(name="trust", help="Trust scores and their evidence.", no_ar
 for group in (user, master, license_, subscription, trust):
     admin.add_typer(group)
 
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="Folder of the running mesh, as given to `ecp up --data`.",
-        parser=folder,
-        metavar=FOLDER,
-    ),
-]
 RequestId = Annotated[
     str, typer.Option(help="Idempotency key: the same one gives the same answer.", show_default="new")
 ]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mesh.commands.admin import INT64_MAX, Data, PageSize, PageToken, Reason, admin, subscription
+from mesh.commands.admin import INT64_MAX, PageSize, PageToken, Reason, admin, subscription
+from mesh.commands.choices import Data
 
 if TYPE_CHECKING:
     from execution.ledger.v1 import subscription_service_pb2 as pb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -36,3 +37,13 @@ def folder(text: str) -> Path:
 
 
 FOLDER = "<dir>"
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of the running mesh, as given to `ecp up --data`.",
+        parser=folder,
+        metavar=FOLDER,
+    ),
+]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh.commands.choices import FOLDER, folder
+from mesh.commands.choices import Data
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,15 +16,7 @@ if TYPE_CHECKING:
 
 
 def status(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            help="Folder of the running mesh, as given to `ecp up --data`.",
-            parser=folder,
-            metavar=FOLDER,
-        ),
-    ] = None,
+    data: Data = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Show health, heads, lag and states of the running mesh; exit with 1 when something is not well."""

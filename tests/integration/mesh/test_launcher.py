@@ -91,16 +91,9 @@ def test_a_python_without_venv_says_what_to_install(bare_clone: Path, tmp_path: 
         bootstrap.bring_up_to_date(target, python)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root makes the clone that the ordinary user may not write")
-def test_a_clone_that_cannot_be_written_is_one_clear_line(data_folder: Path, bare_clone: Path) -> None:
-    if (
-        folders.first_closed(Path("/usr/bin/python3").resolve().parent, ORDINARY)
-        or not Path("/usr/bin/python3").exists()
-    ):
-        pytest.skip("an ordinary user cannot get to a Python")
-    clone = shutil.copytree(bare_clone, data_folder / "clone")
-    subprocess.run(["chmod", "-R", "a+rX", clone], check=True)  # whatever the umask
-    completed = subprocess.run(
+def run_as_ordinary(clone: Path) -> subprocess.CompletedProcess[str]:
+    """`ecp` as a user whom no file names."""
+    return subprocess.run(
         [clone / "ecp"],
         user=ORDINARY.uid,
         group=ORDINARY.gid,
@@ -111,6 +104,18 @@ def test_a_clone_that_cannot_be_written_is_one_clear_line(data_folder: Path, bar
         check=False,
         cwd="/",
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root makes the clone that the ordinary user may not write")
+def test_a_clone_that_cannot_be_written_is_one_clear_line(data_folder: Path, bare_clone: Path) -> None:
+    if (
+        folders.first_closed(Path("/usr/bin/python3").resolve().parent, ORDINARY)
+        or not Path("/usr/bin/python3").exists()
+    ):
+        pytest.skip("an ordinary user cannot get to a Python")
+    clone = shutil.copytree(bare_clone, data_folder / "clone")
+    subprocess.run(["chmod", "-R", "a+rX", clone], check=True)  # whatever the umask
+    completed = run_as_ordinary(clone)
     assert completed.returncode == 3
     assert completed.stderr.startswith(f"ecp: cannot write to {clone}/.venv.lock (Permission denied)")
     assert completed.stderr.count("\n") == 1
@@ -209,17 +214,7 @@ def test_a_user_without_a_home_gets_an_environment(data_folder: Path, bare_clone
     (clone / "backend.py").write_text(BACKEND)
     (clone / "pyproject.toml").write_text(PROJECT)
     subprocess.run(["chown", "-R", str(ORDINARY.uid), clone], check=True)
-    completed = subprocess.run(
-        [clone / "ecp"],
-        user=ORDINARY.uid,
-        group=ORDINARY.gid,
-        extra_groups=[],
-        env={"PATH": os.defpath, "ECP_PYTHON": "/usr/bin/python3"},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
+    completed = run_as_ordinary(clone)
     assert "ecp: .venv is ready" in completed.stderr, completed.stderr
     assert (clone / "seen").read_text().startswith(str(clone / ".venv"))
 
