@@ -281,6 +281,7 @@ class Subscriber:
         except TimeoutError:
             logger.error("on_batch was cut off: it did not end within close_timeout_seconds")
         except Exception:
+            # The application's code may raise anything, and the client is to close all the same.
             self._note_failed_batch()
 
     def _wake_waiters(self) -> None:
