@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from execution.common.v1 import position_pb2
 from execution.ledger.v1 import subscription_service_pb2 as ledger_pb
 from execution.ledger.v1 import subscription_service_pb2_grpc
 from services.common import rpc
 from services.common.backoff import Backoff
 from services.common.errors import ResourceExhaustedError, ServiceError
 from services.fanout import metrics
+from services.fanout.domain.codec import position_pb
 from services.fanout.domain.cursor import Sync
 from services.fanout.domain.position import ZERO, Position
 from services.fanout.domain.stream import Turn
@@ -163,13 +163,11 @@ def _position(user_id: str, master_id: int, pending: _Pending) -> ledger_pb.Subs
             sync_state=_SYNC_STATES[turn.sync], reason=turn.reason[:_REASON_CHARACTERS_MAX]
         )
         one.changed_at.FromMicroseconds(turn.at_us)
+        if turn.position != ZERO:
+            one.position.CopyFrom(position_pb(turn.position))
     if pending.turns:
         # For a ledger that knows no transitions yet.
         position.sync_state, position.reason = one.sync_state, one.reason
     if pending.acknowledged != ZERO:
-        position.acknowledged.CopyFrom(
-            position_pb2.StreamPosition(
-                epoch=pending.acknowledged.epoch, sequence=pending.acknowledged.sequence
-            )
-        )
+        position.acknowledged.CopyFrom(position_pb(pending.acknowledged))
     return position

@@ -54,6 +54,7 @@ class Cursor:
         "_ahead",
         "_segment",
         "_stops_held",
+        "_sync_is_hearsay",
         "_sync_reason_at_target",
         "_withheld_from",
         "_withheld_to",
@@ -103,6 +104,7 @@ class Cursor:
         self._withheld_from: Position | None = None
         self._withheld_to = Position(0, 0)
         self._stops_held: dict[int, int] = {}
+        self._sync_is_hearsay = False
         self._sync_reason_at_target = "the full sync is complete"
 
     @property
@@ -170,6 +172,7 @@ class Cursor:
             self.sync = Sync.SYNCED
         elif sync is Sync.DEGRADED_GAP:
             self._turn(sync, "positions were missed before and there was no full sync since")
+            self._sync_is_hearsay = True
         else:
             self.in_step_at(max(self.log.head, self.position), "everything was delivered")
 
@@ -315,9 +318,13 @@ class Cursor:
 
     def _missed(self, reason: str) -> None:
         self.sync_target = None
+        if self._sync_is_hearsay:
+            # It may have been outdated; this is not.
+            self.sync = Sync.UNKNOWN
         self._turn(Sync.DEGRADED_GAP, reason)
 
     def _turn(self, sync: Sync, reason: str) -> None:
+        self._sync_is_hearsay = False
         if sync is not self.sync:
             self.sync = sync
             self.sync_reason = reason

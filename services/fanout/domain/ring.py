@@ -162,6 +162,17 @@ class Slice:
         return self._message
 
 
+def joined_message(slices: Sequence[Slice]) -> Message:
+    """One message that carries the signals of them all, at least one, in this order."""
+    if len(slices) == 1:
+        return slices[0].message
+    return signals_message(
+        b"".join([one.chunks for one in slices]),
+        sum(one.signals for one in slices),
+        min(one.received_at_us for one in slices),
+    )
+
+
 class Segment:
     """Dense records of one master with their offsets. `floor` is what a reader must hold to be served from here."""
 

@@ -6,7 +6,7 @@ and ends the call with `ended` once everything before was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -18,14 +18,13 @@ from services.fanout.domain.codec import (
     Message,
     drain_message,
     progress_message,
-    signals_message,
     state_change_message,
 )
 from services.fanout.domain.cursor import Cursor, Place, Sync
 from services.fanout.domain.filter import Pause
 from services.fanout.domain.lag import Lag
-from services.fanout.domain.position import Position
-from services.fanout.domain.ring import Segment, Slice
+from services.fanout.domain.position import ZERO, Position
+from services.fanout.domain.ring import Segment, Slice, joined_message
 
 _STATES: Final = {
     Sync.SYNCED: pb.SUBSCRIPTION_STATE_SYNCED,
@@ -66,6 +65,8 @@ class Turn(NamedTuple):
     sync: Sync
     reason: str
     at_us: int
+    position: Position
+    """Everything up to here was told when it did; ZERO for RESYNCING, which holds nowhere."""
     full_sync_done: int
     """Number of the full sync that came to its end with this; 0 is none."""
 
@@ -301,6 +302,9 @@ class Stream:
         """The ledger knows how the subscriber stood before this stream."""
         if self.cursors.get(cursor.master_id) is cursor:
             cursor.was_known_as(sync)
+            if cursor.sync_changed:
+                # Nothing happened here, and the ledger may be about to hear from another process what did elsewhere.
+                self._tell_sync(cursor, now_us)
             self._see(cursor, now_us)
 
     def acknowledge(self, master_id: int, position: Position, now_us: int) -> None:
@@ -352,6 +356,7 @@ class Stream:
         self.is_quiet = False
         cursor.note_sync()
         if cursor.sync_changed:
+            self._note_turn(cursor, now_us)
             self._tell_sync(cursor, now_us)
         if cursor.place is Place.BEHIND:
             self._behind[cursor] = None
@@ -362,10 +367,13 @@ class Stream:
         else:
             self._ready.pop(cursor, None)
 
+    def _note_turn(self, cursor: Cursor, now_us: int) -> None:
+        done = cursor.full_sync_told if cursor.sync is Sync.SYNCED else 0
+        position = ZERO if cursor.sync is Sync.RESYNCING else cursor.scanned
+        self._turned.append(Turn(cursor, cursor.sync, cursor.sync_reason, now_us, position, done))
+
     def _tell_sync(self, cursor: Cursor, now_us: int) -> None:
         cursor.sync_changed = False
-        done = cursor.full_sync_told if cursor.sync is Sync.SYNCED else 0
-        self._turned.append(Turn(cursor, cursor.sync, cursor.sync_reason, now_us, done))
         if cursor.pause is not Pause.NONE:
             # A pause counts before sync; what sync is then is told when the pause ends.
             return
@@ -383,17 +391,6 @@ def state_of(cursor: Cursor) -> pb.SubscriptionState.ValueType:
 
 
 def _flush(joined: list[Slice], out: list[Message]) -> None:
-    if len(joined) == 1:
-        out.append(joined[0].message)
-    elif joined:
-        out.append(_join(joined))
+    if joined:
+        out.append(joined_message(joined))
     joined.clear()
-
-
-def _join(slices: Iterable[Slice]) -> Message:
-    listed = list(slices)
-    return signals_message(
-        b"".join([one.chunks for one in listed]),
-        sum(one.signals for one in listed),
-        min(one.received_at_us for one in listed),
-    )

@@ -152,6 +152,8 @@ class SyncTransition:
     sync_state: SyncState
     reason: str
     changed_at: datetime | None
+    position: tuple[int, int] | None = None
+    """(epoch, sequence): everything up to here was told when it did. None: it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,11 @@ def _sync_transition_from_pb(
     changed_at = None
     if message.HasField("changed_at"):
         changed_at = convert.datetime_of(message.changed_at, f"{field}.changed_at")
-    return SyncTransition(state, reason, changed_at)
+    position = None
+    if message.HasField("position"):
+        place = message.position
+        position = fields.position_of(place.epoch, place.sequence, f"{field}.position")
+    return SyncTransition(state, reason, changed_at, position)
 
 
 def full_sync_from_pb(request: pb.RequestFullSyncRequest) -> tuple[FullSyncFilter, str]:

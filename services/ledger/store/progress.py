@@ -54,6 +54,8 @@ class ProgressStore:
             [turn.sync_state for _, turn in turns],
             [turn.reason for _, turn in turns],
             [turn.changed_at for _, turn in turns],
+            [turn.position[0] if turn.position else 0 for _, turn in turns],
+            [turn.position[1] if turn.position else 0 for _, turn in turns],
         )
         return int(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -169,3 +170,93 @@ async def test_a_license_tells_what_is_due(ledger: LedgerClient, followed: Follo
     assert await due() == [1]
     await followed.record(full_sync_done=1)
     assert await due() == [0]
+
+
+def placed(
+    state: pb.SyncState.ValueType, reason: str, at: datetime, place: tuple[int, int] | None = None
+) -> pb.SyncTransition:
+    one = turn(state, reason, at)
+    if place is not None:
+        one.position.epoch, one.position.sequence = place
+    return one
+
+
+BEGAN = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
+
+
+def after(seconds: float) -> datetime:
+    return BEGAN + timedelta(seconds=seconds)
+
+
+async def test_a_gap_that_is_recorded_after_the_full_sync_that_healed_it_is_history(
+    followed: Followed,
+) -> None:
+    """Two processes, each with records of its own: the one that told the gap is the later one to reach the ledger."""
+    await followed.record(transitions=[placed(SYNCED, "now", after(0), (1, 5))])
+    await followed.record(transitions=[placed(SYNCED, "the full sync is complete", after(2), (2, 9))])
+    await followed.record(transitions=[placed(DEGRADED, "a new epoch began", after(1), (2, 9))])
+    now = await followed.now()
+    assert (now.sync_state, now.sync_reason) == (SYNCED, "now")
+    found = [(one.sync_before, one.sync_after, one.reason) for one in await followed.transitions()][2:]
+    assert found == [(SYNCED, DEGRADED, "a new epoch began"), (DEGRADED, SYNCED, "now")]
+    # The next one is news again.
+    await followed.record(transitions=[placed(DEGRADED, "a hole", after(3), (2, 12))])
+    assert (await followed.now()).sync_state == DEGRADED
+
+
+async def test_one_who_comes_back_with_less_than_was_told_before_misses_it_again(followed: Followed) -> None:
+    """Such as a terminal that was restored from a backup: what it misses lies before the last full sync."""
+    await followed.record(transitions=[placed(SYNCED, "now", after(0), (1, 90))])
+    await followed.record(transitions=[placed(DEGRADED, "a hole", after(5), (1, 40))])
+    assert (await followed.now()).sync_state == DEGRADED
+    await followed.record(transitions=[placed(SYNCED, "the full sync is complete", after(6), (1, 90))])
+    assert (await followed.now()).sync_state == SYNCED
+
+
+async def test_being_in_step_before_something_was_missed_does_not_hide_that(followed: Followed) -> None:
+    await followed.record(transitions=[placed(DEGRADED, "a hole", after(2), (1, 40))])
+    await followed.record(transitions=[placed(SYNCED, "everything was delivered", after(1), (1, 30))])
+    now = await followed.now()
+    assert (now.sync_state, now.sync_reason) == (DEGRADED, "a hole")
+    # Whatever its clock says, who was in step there has what the hole took from others.
+    await followed.record(transitions=[placed(SYNCED, "the full sync is complete", after(1.5), (1, 40))])
+    assert (await followed.now()).sync_state == SYNCED
+
+
+async def test_a_full_sync_does_not_begin_after_it_was_done(followed: Followed) -> None:
+    await followed.record(transitions=[placed(DEGRADED, "a hole", after(0), (1, 40))])
+    await followed.record(transitions=[placed(SYNCED, "the full sync is complete", after(3), (1, 50))])
+    await followed.record(transitions=[placed(RESYNCING, "a full sync is under way", after(2))])
+    now = await followed.now()
+    assert (now.sync_state, now.sync_reason) == (SYNCED, "the full sync is complete")
+    await followed.record(transitions=[placed(RESYNCING, "another one is", after(4))])
+    assert (await followed.now()).sync_state == RESYNCING
+
+
+async def test_records_of_two_processes_end_alike_in_whatever_order_they_come(
+    ledger: LedgerClient, followed: Followed
+) -> None:
+    first = [placed(SYNCED, "now", after(0), (1, 5)), placed(DEGRADED, "a hole", after(1), (1, 9))]
+    second = [
+        placed(RESYNCING, "a full sync is under way", after(2)),
+        placed(SYNCED, "the full sync is complete", after(3), (1, 11)),
+    ]
+    third = [placed(DEGRADED, "a new epoch began", after(4), (2, 11))]
+    last = [placed(RESYNCING, "again", after(5)), placed(SYNCED, "in step again", after(6), (2, 12))]
+    for order in permutations((first, second, third, last)):
+        made = await ledger.subscription(await ledger.user(), followed.made.master_id)
+        one = Followed(ledger, followed.user, made)
+        for turns in order:
+            position = pb.SubscriberPosition(
+                user_id=made.user_id, master_id=made.master_id, transitions=turns
+            )
+            await ledger.call(
+                "SubscriptionService/RecordPositions", pb.RecordPositionsRequest(positions=[position])
+            )
+        reasons = [entry.reason for turns in order for entry in turns]
+        assert (await one.now()).sync_state == SYNCED, reasons
+        lines = [line for line in await one.transitions() if line.kind == pb.TRANSITION_KIND_SYNC]
+        chain = [pb.SYNC_STATE_UNSPECIFIED, *(line.sync_after for line in lines)]
+        assert [line.sync_before for line in lines] == chain[:-1], reasons
+        # That something was missed can be found, however late it was heard.
+        assert any(line.sync_after == DEGRADED for line in lines), reasons

@@ -9,7 +9,7 @@ from services.fanout.domain.filter import Pause
 from services.fanout.domain.position import ZERO, Position
 from services.fanout.domain.ring import Segment
 from services.fanout.domain.stream import ProgressCache, Reader, Stream, StreamLimits
-from tests.unit.fanout.runs import Logs, event, names, sequences, signals_run
+from tests.unit.fanout.runs import Logs, event, gap_run, names, sequences, signals_run
 
 NOW = 1_000_000
 FOREVER = 10**18
@@ -99,3 +99,41 @@ def test_a_page_that_was_asked_for_before_a_full_sync_is_not_taken() -> None:
     stream.feed(cursor, asked, NOW)
     assert stream.wants() == [cursor]
     assert cursor.position == Position(1, 20)
+
+
+def test_a_state_that_the_ledger_told_is_not_told_back_to_it() -> None:
+    """Another process may have healed it and be about to say so."""
+    logs = Logs()
+    logs.take(signals_run(1, 5))
+    stream = stream_of(logs, Position(1, 3))
+    (cursor,) = stream.cursors.values()
+    stream.turned()
+    stream.stood(cursor, Sync.DEGRADED_GAP, NOW)
+    (message,) = stream.next_messages(NOW)
+    assert event(message).state_change.state == pb.SUBSCRIPTION_STATE_DEGRADED_GAP
+    assert stream.turned() == []
+    # What happens from here on is, even what changes nothing.
+    logs.take(gap_run(6, 6))
+    wake(stream)
+    assert names(stream.next_messages(NOW)) == ["gap", "state_change"]
+    assert [(one.sync, one.position) for one in stream.turned()] == [(Sync.DEGRADED_GAP, Position(1, 6))]
+    snapshot = snapshot_pb2.Snapshot(master_id=1, as_of=position_pb2.StreamPosition(epoch=1, sequence=6))
+    stream.begin_with(cursor, snapshot, NOW)
+    stream.next_messages(NOW)
+    assert [(one.sync, one.position) for one in stream.turned()] == [(Sync.SYNCED, Position(1, 6))]
+
+
+def test_turns_say_up_to_where_everything_was_told() -> None:
+    logs = Logs()
+    logs.take(signals_run(1, 5), gap_run(6, 8), signals_run(9, 1))
+    stream = stream_of(logs)
+    (cursor,) = stream.cursors.values()
+    stream.resync(cursor, "asked for", NOW)
+    snapshot = snapshot_pb2.Snapshot(master_id=1, as_of=position_pb2.StreamPosition(epoch=1, sequence=8))
+    stream.begin_with(cursor, snapshot, NOW)
+    stream.next_messages(NOW)
+    assert [(one.sync, one.position) for one in stream.turned()] == [
+        (Sync.DEGRADED_GAP, Position(1, 8)),
+        (Sync.RESYNCING, Position(0, 0)),
+        (Sync.SYNCED, Position(1, 9)),
+    ]

@@ -575,6 +575,7 @@ class SyncTransition(_message.Message):
     SYNC_STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CHANGED_AT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     sync_state: Global___SyncState.ValueType
     """The new state; not unspecified."""
     reason: _builtins.str
@@ -583,16 +584,24 @@ class SyncTransition(_message.Message):
     def changed_at(self) -> _timestamp_pb2.Timestamp:
         """When; unset, or later than the ledger's clock, means now."""
 
+    @_builtins.property
+    def position(self) -> _position_pb2.StreamPosition:
+        """Where in the master's log, for SYNCED and DEGRADED_GAP: everything up to here was told when the state changed. Records
+        of several processes come in any order; by this and the time the ledger knows a change that was healed or outdated
+        before it came, which becomes history and not the present. Unset counts as it comes.
+        """
+
     def __init__(
         self,
         *,
         sync_state: Global___SyncState.ValueType = ...,
         reason: _builtins.str = ...,
         changed_at: _timestamp_pb2.Timestamp | None = ...,
+        position: _position_pb2.StreamPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "reason", b"reason", "sync_state", b"sync_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "position", b"position", "reason", b"reason", "sync_state", b"sync_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

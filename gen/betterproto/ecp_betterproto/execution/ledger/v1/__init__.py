@@ -2473,6 +2473,15 @@ class SyncTransition(betterproto2.Message):
     When; unset, or later than the ledger's clock, means now.
     """
 
+    position: "__common__v1__.StreamPosition | None" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Where in the master's log, for SYNCED and DEGRADED_GAP: everything up to here was told when the state changed. Records
+    of several processes come in any order; by this and the time the ledger knows a change that was healed or outdated
+    before it came, which becomes history and not the present. Unset counts as it comes.
+    """
+
 
 default_message_pool.register_message("execution.ledger.v1", "SyncTransition", SyncTransition)
 
