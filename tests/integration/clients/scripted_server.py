@@ -114,6 +114,10 @@ def snapshot(sequence: int) -> pb.SubscribeResponse:
     return pb.SubscribeResponse(snapshot=pb.Snapshot(snapshot=made))
 
 
+def state(told: pb.SubscriptionState.ValueType) -> pb.SubscribeResponse:
+    return pb.SubscribeResponse(state_change=pb.StateChange(master_id=1, state=told, reason="told to"))
+
+
 def drain(milliseconds: int) -> pb.SubscribeResponse:
     response = pb.SubscribeResponse(drain=pb.Drain())
     response.drain.reconnect_after.FromMilliseconds(milliseconds)

@@ -353,6 +353,16 @@ class TestAnotherProcess:
         three.crash()
         assert begin().following.copier.account.holdings[1].state is HoldingState.CLOSED_BY_USER
 
+    def test_knows_what_only_the_server_said_to_be_missing(self, begin: Begin) -> None:
+        one = begin()
+        one.signals(*opened(1, 2), first=1)
+        change = pb.StateChange(master_id=1, state=pb.SUBSCRIPTION_STATE_DEGRADED_GAP)
+        one.processor.handle(pb.SubscribeResponse(state_change=change))
+        one.crash()
+        other = begin()
+        assert other.processor.session.tracks[1].held == P(1, 2)
+        assert other.processor.session.misses_something
+
     def test_goes_on_from_the_newest_file(self, begin: Begin, tmp_path: Path) -> None:
         one = begin()
         one.signals(*opened(1, 2), first=1)

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from ecp_client.copying import Reason
 from ecp_client.positions import Position
 from ecp_client.subscriber import (
+    Degraded,
     GapSeen,
     Resynced,
     ServerDraining,
@@ -26,6 +28,7 @@ from tests.integration.clients.scripted_server import (
     serving,
     signals,
     snapshot,
+    state,
 )
 from tests.waiting import until
 
@@ -54,6 +57,34 @@ async def test_a_server_that_always_leaves_it_out_leads_to_a_full_sync() -> None
         await client.wait_position(1, 4, WAIT_SECONDS)
         assert client.state(1) is SyncState.SYNCED
     assert app.sequences == [1, 4]
+
+
+async def test_a_server_that_says_that_something_is_missing_is_asked_for_a_full_sync() -> None:
+    """Though no gap was seen: the end of an earlier full sync may not be recorded."""
+    app = App()
+    told = says(signals(1), state(pb.SUBSCRIPTION_STATE_DEGRADED_GAP))
+    async with serving(told, says(snapshot(1), signals(2))) as server:
+        async with app.subscriber(settings(server)) as client:
+            await client.wait_position(1, 2, WAIT_SECONDS)
+            assert client.state(1) is SyncState.SYNCED
+        kinds = [request.masters[0].WhichOneof("start") for request in server.requests]
+    assert kinds == ["after", "from_snapshot"]
+    assert app.sequences == [1, 2]
+    assert Degraded(1, "TOLD") in app.events
+
+
+async def test_a_master_without_snapshots_is_followed_degraded_and_not_in_a_circle() -> None:
+    app = App()
+    degraded = state(pb.SUBSCRIPTION_STATE_DEGRADED_GAP)
+    missing = says(then=grpc.StatusCode.UNAVAILABLE, details="SNAPSHOT_UNAVAILABLE")
+    async with serving(says(signals(1), degraded), missing, says(degraded, signals(2))) as server:
+        given = settings(server, full_sync_seconds_min=FOREVER, full_sync_seconds_max=FOREVER)
+        async with app.subscriber(given) as client:
+            await client.wait_position(1, 2, WAIT_SECONDS)
+            assert client.state(1) is SyncState.DEGRADED
+            assert app.decisions[-1].reason is Reason.DEGRADED
+        kinds = [request.masters[0].WhichOneof("start") for request in server.requests]
+    assert kinds == ["after", "from_snapshot", "after"]
 
 
 async def test_what_is_gone_leads_to_the_snapshot() -> None:

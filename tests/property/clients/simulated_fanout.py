@@ -1,4 +1,4 @@
-"""One master's history as the contract says that the fan-out tells it: resume, pauses, gaps, epochs, snapshots."""
+"""One master's history as the contract says that fan-out tells it: resume, pauses, gaps, epochs, snapshots, states."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from execution.common.v1 import signal_pb2 as common_pb
 from execution.fanout.v1 import fanout_service_pb2 as pb
 
 MASTER = 1
+UNKNOWN = pb.SUBSCRIPTION_STATE_UNSPECIFIED
+SYNCED = pb.SUBSCRIPTION_STATE_SYNCED
+DEGRADED_GAP = pb.SUBSCRIPTION_STATE_DEGRADED_GAP
+RESYNCING = pb.SUBSCRIPTION_STATE_RESYNCING
 OPENS = frozenset(
     (common_pb.SIGNAL_KIND_OPEN, common_pb.SIGNAL_KIND_PENDING_PLACE, common_pb.SIGNAL_KIND_PENDING_FILL)
 )
@@ -36,13 +40,25 @@ class Record:
 
 @dataclass
 class SimulatedFanout:
-    """`truth` is the master's account now; `snapshots` its stored pictures."""
+    """`truth` is the master's account now; `snapshot` its stored picture.
+
+    `recorded` has the turns that the ledger knows of, of this stream and those before; what an older process told last
+    may be missing.
+    """
 
     records: list[Record] = field(default_factory=list)
     truth: Book = field(default_factory=Book)
     snapshot: snapshot_pb2.Snapshot | None = None
     is_paused: bool = False
     trimmed_through: Position = BEGINNING
+    recorded: list[int] = field(default_factory=lambda: [UNKNOWN])
+    stands_after: int = 0
+    """So many responses of a stream that resumes come before the ledger has said how the subscription stood."""
+    _recorded_before: int = 1
+    _sync: int = UNKNOWN
+    _target: Position | None = None
+    """In step as soon as everything up to here was told."""
+    _is_untold: bool = False
 
     @property
     def head(self) -> Position:
@@ -86,6 +102,8 @@ class SimulatedFanout:
             OutOfRangeError: the position is gone.
         """
         kind = start.WhichOneof("start")
+        self._sync, self._target, self._is_untold = UNKNOWN, None, False
+        self._recorded_before = len(self.recorded)
         if kind == "after":
             held = Position.from_pb(start.after)
             if held < self.trimmed_through:
@@ -94,16 +112,21 @@ class SimulatedFanout:
                     stored = None
                 offer = Offer(self.trimmed_through, self.head, stored)
                 raise OutOfRangeError(PositionsUnavailable({MASTER: offer}))
-            return self._from(held)
+            return self._with_standing(self._from(held))
         if kind == "from_now":
+            self._target = self.head
             return self._from(self.head, said=True)
         return self.full_sync()
 
     def full_sync(self) -> Iterator[pb.SubscribeResponse]:
         """The stored snapshot, then everything after it; nothing when there is none."""
+        self._target = None
+        self._turn(RESYNCING)
+        yield from self._state_if_untold()
         snapshot = self.snapshot
         if snapshot is None or Position.from_pb(snapshot.as_of) < self.trimmed_through:
             return
+        self._target = max(self.head, Position.from_pb(snapshot.as_of))
         yield pb.SubscribeResponse(snapshot=pb.Snapshot(snapshot=snapshot))
         yield from self._from(Position.from_pb(snapshot.as_of))
 
@@ -113,11 +136,65 @@ class SimulatedFanout:
         while True:
             record = next((one for one in self.records if one.position > held), None)
             if record is None:
-                yield self._progress(max(held, Position(1, 0)))
-                continue
-            response = self._tell(record, held)
-            held = record.position
+                response = self._progress(max(held, Position(1, 0)))
+            else:
+                response = self._tell(record, held)
+                held = record.position
+            # What is told is recorded, whether or not it still reaches the reader.
+            self._note(response, max(held, Position(1, 0)))
             yield response
+            yield from self._state_if_untold()
+
+    # How the subscription stands
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether this stream has come to know how the subscription stands, and has told it."""
+        return self._sync != UNKNOWN and self._target is None and not self._is_untold
+
+    def lose_last_records(self, count: int) -> None:
+        """The process is killed before the last turns of its stream are in the ledger."""
+        del self.recorded[max(self._recorded_before, len(self.recorded) - count) :]
+
+    def _with_standing(self, told: Iterator[pb.SubscribeResponse]) -> Iterator[pb.SubscribeResponse]:
+        """What the ledger knows of the streams before comes when it comes."""
+        count = 0
+        while count < self.stands_after:
+            yield next(told)
+            count += 1
+        if self._sync == UNKNOWN and self._target is None:
+            self._stand()
+            yield from self._state_if_untold()
+        yield from told
+
+    def _stand(self) -> None:
+        if self.recorded[-1] == SYNCED:
+            self._sync = SYNCED
+        elif self.recorded[-1] == DEGRADED_GAP:
+            self._sync = DEGRADED_GAP
+            self._is_untold = not self.is_paused
+        else:
+            self._target = self.head
+
+    def _note(self, response: pb.SubscribeResponse, held: Position) -> None:
+        """What this message makes of the subscription: each gap but a pause's is one, empty or not."""
+        if response.HasField("gap") and response.gap.reason != position_pb2.GAP_REASON_WITHHELD:
+            self._target = None
+            self._turn(DEGRADED_GAP)
+        elif self._target is not None and held >= self._target:
+            self._target = None
+            self._turn(SYNCED)
+
+    def _turn(self, sync: int) -> None:
+        if sync != self._sync:
+            # A pause counts before it: what it is then is told when the pause ends.
+            self._is_untold = not self.is_paused
+            self.recorded.append(sync)
+        self._sync = sync
+
+    def _state_if_untold(self) -> Iterator[pb.SubscribeResponse]:
+        if self._is_untold:
+            yield self.state()
 
     def _tell(self, record: Record, held: Position) -> pb.SubscribeResponse:
         if record.signal is None:
@@ -153,5 +230,6 @@ class SimulatedFanout:
         return response
 
     def state(self) -> pb.SubscribeResponse:
-        state = pb.SUBSCRIPTION_STATE_PAUSED_CLOSE_ONLY if self.is_paused else pb.SUBSCRIPTION_STATE_SYNCED
+        self._is_untold = False
+        state = pb.SUBSCRIPTION_STATE_PAUSED_CLOSE_ONLY if self.is_paused else self._sync or SYNCED
         return pb.SubscribeResponse(state_change=pb.StateChange(master_id=MASTER, state=state))

@@ -168,6 +168,20 @@ class SubscriberAccounts(RuleBasedStateMachine):
             )  # fmt: skip
         return made
 
+    @precondition(lambda self: self.processor.session.tracks[MASTER].held is not None)
+    @rule(missed=st.lists(wishes, max_size=3))
+    def server_says_that_something_is_missing(self, missed: list[Wish]) -> None:
+        """Though no gap was seen: the account comes in step by the full sync that the client asks for."""
+        session = self.processor.session
+        change = pb.StateChange(master_id=MASTER, state=pb.SUBSCRIPTION_STATE_DEGRADED_GAP)
+        self.processor.handle(pb.SubscribeResponse(state_change=change))
+        assert session.wants_new_stream
+        self.processor.stream_ended(session.stream_ended())
+        (start,) = session.request().masters
+        assert start.HasField("from_snapshot")
+        self.full_sync(missed)
+        assert not session.misses_something
+
     @rule()
     def checkpoint(self) -> None:
         self.processor.checkpoint()

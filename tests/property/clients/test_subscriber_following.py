@@ -36,7 +36,7 @@ from execution.common.v1.position_pb2 import GAP_REASON_WITHHELD
 from execution.common.v1.signal_pb2 import SIGNAL_KIND_CLOSE_BY
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from tests.property.clients.naive_account import NaiveAccount, Wish, wishes
-from tests.property.clients.simulated_fanout import MASTER, OutOfRangeError, SimulatedFanout
+from tests.property.clients.simulated_fanout import MASTER, SYNCED, OutOfRangeError, SimulatedFanout
 
 JOURNAL = JournalSettings(fsync=FsyncPolicy.NEVER, file_bytes=4_096, files_max=3)
 ROUNDS_MAX = 400
@@ -65,6 +65,7 @@ class SubscriberFollowing(RuleBasedStateMachine):
         self.delivered: list[Position] = []
         self.told_gaps: list[GapSeen] = []
         self.wrongly_closed: set[int] = set()
+        self.undone_at_restarts: set[int] = set()
         self.stream: Iterator[pb.SubscribeResponse] | None = None
         self.processes = 0
         self.start_process()
@@ -83,6 +84,7 @@ class SubscriberFollowing(RuleBasedStateMachine):
         self.processor = Processor(
             self.settings, hooks, self.journal, recover(self.folder), ServerClock(0, 0)
         )
+        self.undone_at_restarts |= {one.ticket for one in self.processor.following(MASTER).decided.values()}
 
     @rule(how=st.sampled_from(["closed", "crashed", "crashed"]), torn=st.integers(0, 30))
     def another_process(self, how: str, torn: int) -> None:
@@ -128,6 +130,9 @@ class SubscriberFollowing(RuleBasedStateMachine):
             if record.signal is not None and record.signal.kind == SIGNAL_KIND_CLOSE_BY
             for ticket in (record.signal.position_id, record.signal.opposite_position_id)
         }
+        if self.fanout.is_paused:
+            # What was decided before a restart, and is withheld when it would be replayed, no mirror can have.
+            ambiguous |= self.undone_at_restarts
         # A callback's error would not end the test.
         self.wrongly_closed |= (closed & self.fanout.truth.positions.keys()) - ambiguous
 
@@ -242,6 +247,18 @@ class SubscriberFollowing(RuleBasedStateMachine):
             self.stream = None
             self.processor.stream_ended(self.processor.session.stream_ended())
 
+    @precondition(lambda self: self.stream is not None)
+    @rule(count=st.integers(1, 3), stands_after=st.integers(0, 8))
+    def server_is_killed_before_it_recorded_what_it_told(self, count: int, stands_after: int) -> None:
+        """The next stream hears of the ledger how the subscription stood before that, sooner or later."""
+        self.fanout.lose_last_records(count)
+        self.fanout.stands_after = stands_after
+        self.hang_up()
+
+    @rule(defers=st.booleans())
+    def full_syncs_are_deferred(self, defers: bool) -> None:
+        self.processor.session.defers_full_syncs = defers
+
     @rule()
     def ask_for_full_sync(self) -> None:
         if self.processor.session.ask_for_full_sync():
@@ -294,16 +311,18 @@ class SubscriberFollowing(RuleBasedStateMachine):
         if self.fanout.is_paused:
             self.pause_or_resume()
         self.fanout.take_snapshot()
+        self.fanout.stands_after = 0
         for _ in range(ROUNDS_MAX):
             track = self.processor.session.tracks[MASTER]
             if self.stream is None:
                 self.connect()
             self.receive(5, joined=True)
             is_there = self.stream is not None and self.held >= self.fanout.head
-            if is_there and not track.degraded and not track.withheld:
+            if is_there and not track.degraded and not track.withheld and self.fanout.is_settled:
                 break
             self.ask_for_full_sync()
         assert self.held == max(self.fanout.head, Position(1, 0))
+        assert self.fanout.recorded[-1] == SYNCED, "the operators see what the client sees"
         copier = self.processor.followings[MASTER].copier
         if self.processor.stats.full_syncs or self.settings.start is Start.BEGINNING:
             assert list(copier.mirror.differences(self.fanout.truth)) == []

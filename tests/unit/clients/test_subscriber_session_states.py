@@ -12,6 +12,8 @@ from execution.common.v1 import position_pb2, snapshot_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from tests.unit.clients.fed_session import Fed, P, sequenced, stream_position
 
+DEGRADED_GAP = pb.SUBSCRIPTION_STATE_DEGRADED_GAP
+
 
 class TestStatesAndEnds:
     def test_cancelled_masters_are_asked_for_no_more(self) -> None:
@@ -82,6 +84,171 @@ class TestStatesAndEnds:
     def test_without_details_all_masters_are_meant(self) -> None:
         fed = Fed(Start.NOW, P(1, 5))
         assert fed.session.stream_ended(PositionsUnavailable()) == [Degraded(1, "TRIMMED")]
+
+    def test_a_full_sync_that_follows_a_pause_is_not_left_when_it_is_told(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        fed.gap(P(1, 6), P(1, 7), position_pb2.GAP_REASON_WITHHELD)
+        fed.state(pb.SUBSCRIPTION_STATE_SYNCED)
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+        fed.state(pb.SUBSCRIPTION_STATE_RESYNCING)
+        assert not fed.session.wants_new_stream
+        fed.snapshot(P(1, 7))
+        assert fed.track.state is SyncState.SYNCED
+
+
+class TestToldThatSomethingIsMissing:
+    """By a server that learnt it elsewhere: from the ledger, or in a replay of what was passed over."""
+
+    def test_one_who_believes_to_be_in_step_asks_for_a_full_sync(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        steps = fed.state(DEGRADED_GAP)
+        assert steps == [Degraded(1, "TOLD"), StateChanged(1, SyncState.DEGRADED, "told to")]
+        assert fed.session.wants_new_stream
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+
+    def test_any_snapshot_heals_it(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(DEGRADED_GAP)
+        fed.again()
+        fed.state(pb.SUBSCRIPTION_STATE_RESYNCING)
+        fed.snapshot(P(1, 2))
+        assert fed.track.state is SyncState.SYNCED
+        delivery = fed.signals(*(sequenced(number) for number in range(3, 8)))
+        assert [one.sequence for one in delivery.replayed] == [3, 4, 5]
+        assert [one.sequence for one in delivery.fresh] == [6, 7]
+        assert fed.state(pb.SUBSCRIPTION_STATE_SYNCED) == []
+        assert not fed.session.misses_something
+
+    def test_nothing_more_of_that_stream_is_taken(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(DEGRADED_GAP)
+        assert fed.run(6, 7) == []
+        assert fed.gap(P(1, 6), P(1, 8)) == []
+        assert fed.progress(P(1, 9)) == []
+        assert fed.track.held == P(1, 5)
+
+    def test_while_full_syncs_are_deferred_it_is_followed_on_degraded(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.session.defers_full_syncs = True
+        assert fed.state(DEGRADED_GAP)[0] == Degraded(1, "TOLD")
+        assert not fed.session.wants_new_stream
+        assert fed.run(6, 7) == [6, 7]
+        assert fed.gap(P(1, 8), P(1, 9))[1:] == [Degraded(1, "REJECTED")]
+        assert fed.session.ask_for_full_sync()
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+        fed.snapshot(P(1, 6))
+        assert fed.track.degraded, "the hole that was seen lies behind the snapshot"
+
+    def test_what_the_client_knows_itself_is_no_news(self) -> None:
+        fed = Fed()
+        fed.session.defers_full_syncs = True
+        fed.gap(P(1, 1), P(1, 5))
+        assert fed.state(DEGRADED_GAP) == []
+        assert fed.track.degraded_at == P(1, 5)
+        fed.session.defers_full_syncs = False
+        assert fed.state(DEGRADED_GAP) == []
+        assert not fed.session.wants_new_stream
+
+    def test_one_who_holds_nothing_misses_nothing(self) -> None:
+        fed = Fed(Start.NOW)
+        assert fed.state(DEGRADED_GAP) == []
+        assert not fed.session.wants_new_stream
+
+    def test_one_whose_snapshot_is_on_its_way_waits_for_it(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        fed.gap(P(1, 6), P(1, 7), position_pb2.GAP_REASON_WITHHELD)
+        fed.state(pb.SUBSCRIPTION_STATE_SYNCED)
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+        assert fed.state(DEGRADED_GAP) == []
+        assert not fed.session.wants_new_stream
+
+    def test_a_stream_that_is_given_up_is_told_it_again_by_the_next_one(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.run(8, 8)
+        assert fed.state(DEGRADED_GAP) == []
+        assert fed.again().WhichOneof("start") == "after"
+        assert fed.state(DEGRADED_GAP)[0] == Degraded(1, "TOLD")
+
+    def test_one_whose_subscription_ended_asks_for_nothing(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(pb.SUBSCRIPTION_STATE_CANCELLED)
+        assert fed.state(DEGRADED_GAP) == []
+        assert not fed.session.wants_new_stream
+
+    def test_the_end_of_a_pause_may_tell_it(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        steps = fed.state(DEGRADED_GAP)
+        assert steps == [Degraded(1, "TOLD"), StateChanged(1, SyncState.DEGRADED, "told to")]
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+
+    def test_the_end_of_a_pause_that_withheld_asks_once(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+        fed.gap(P(1, 6), P(1, 7), position_pb2.GAP_REASON_WITHHELD)
+        fed.state(DEGRADED_GAP)
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+        fed.snapshot(P(1, 7))
+        assert not fed.session.misses_something
+
+    def test_a_full_sync_in_the_midst_of_the_stream_heals_it(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.session.defers_full_syncs = True
+        fed.state(DEGRADED_GAP)
+        fed.state(pb.SUBSCRIPTION_STATE_RESYNCING)
+        fed.snapshot(P(1, 4))
+        fed.run(5, 6)
+        assert fed.track.state is SyncState.SYNCED
+        assert not fed.session.misses_something
+
+    def test_without_a_snapshot_it_is_followed_on_degraded_and_told_again_in_vain(self) -> None:
+        """Of a master that has never sent one: each stream says it, and none is left because of that."""
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.state(DEGRADED_GAP)
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+        for _ in range(5):
+            assert fed.again().after == stream_position(P(1, 5))
+            assert fed.state(DEGRADED_GAP) == []
+            assert not fed.session.wants_new_stream
+        assert fed.run(6, 7) == [6, 7]
+        assert fed.track.state is SyncState.DEGRADED
+
+    def test_a_position_that_is_gone_counts_more(self) -> None:
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.session.defers_full_syncs = True
+        fed.state(DEGRADED_GAP)
+        steps = fed.session.stream_ended(PositionsUnavailable({1: Offer(P(1, 50), P(1, 90), None)}))
+        assert steps[-1] == Degraded(1, "TRIMMED")
+        assert fed.track.degraded_at == P(1, 50)
+
+    def test_a_hole_in_what_follows_an_older_snapshot_degrades_again(self) -> None:
+        """It was made up for by a newer snapshot, which this one replaced."""
+        fed = Fed()
+        fed.gap(P(1, 1), P(1, 5))
+        fed.again()
+        fed.snapshot(P(1, 6))
+        fed.run(7, 8)
+        fed.state(pb.SUBSCRIPTION_STATE_RESYNCING)
+        fed.snapshot(P(1, 2))
+        assert fed.track.state is SyncState.SYNCED
+        assert fed.gap(P(1, 3), P(1, 5)) == [Degraded(1, "REJECTED")]
+        assert fed.state(DEGRADED_GAP) == []
+        assert fed.again().WhichOneof("start") == "from_snapshot"
+
+    def test_an_older_snapshot_that_comes_again_does_not_heal_it(self) -> None:
+        """Or else it would be asked for at once again, and again."""
+        fed = Fed(Start.NOW, P(1, 8))
+        fed.snapshot(P(1, 2))
+        fed.gap(P(1, 3), P(1, 5))
+        fed.again()
+        fed.session.defers_full_syncs = True
+        fed.snapshot(P(1, 2))
+        assert fed.gap(P(1, 3), P(1, 5)) == []
+        assert fed.state(DEGRADED_GAP) == []
+        assert not fed.session.wants_new_stream
+        assert fed.session.misses_something
 
 
 class TestAcknowledging:

@@ -77,6 +77,7 @@ class Degraded:
 
     master_id: int
     reason: str
+    """As a GapSeen's; TOLD when no gap was seen and the server says that something is missing."""
 
 
 @dataclass(frozen=True, slots=True)

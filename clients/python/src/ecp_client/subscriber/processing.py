@@ -251,6 +251,9 @@ class Processor:
             logger.warning(
                 "master %d: signals are missing (%s); full sync follows", step.master_id, step.reason
             )
+            # Where no gap tells it, a process after this one learns it from the checkpoint.
+            made = self.following(step.master_id).checkpoint(now_us)
+            return [] if made is None else [made]
         return []
 
     def _finish_full_sync(

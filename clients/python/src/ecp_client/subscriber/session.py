@@ -17,6 +17,7 @@ from execution.common.v1.signal_pb2 import SequencedSignal
 from execution.fanout.v1 import fanout_service_pb2 as pb
 
 UNEXPLAINED = "UNEXPLAINED"
+TOLD = "TOLD"
 # So many streams may end before the first snapshot comes; then the stream begins without one.
 SNAPSHOTS_MISSED_MAX = 3
 _WITHHELD = position_pb2.GAP_REASON_WITHHELD
@@ -175,7 +176,8 @@ class SubscriberSession:
         """Once a pause is over, the mirror lacks what it withheld: asks for a full sync. Whether it does."""
         if not track.pause_told:
             track.pause = None
-        if track.withheld and track.pause is None and not self.defers_full_syncs:
+        is_over = track.withheld and track.pause is None
+        if is_over and not track.awaits_snapshot and not self.defers_full_syncs:
             track.wants_snapshot = self.wants_new_stream = True
         return track.wants_snapshot
 
@@ -249,11 +251,13 @@ class SubscriberSession:
             if first <= track.processed:
                 steps.append(WithheldAgain(track.master_id, first, min(last, track.processed)))
                 first = Position(track.processed.epoch, track.processed.sequence + 1)
-        if resume_after <= track.processed:
-            return steps
-        track.processed = resume_after
         named = position_pb2.GapReason.DESCRIPTOR.values_by_number.get(gap.reason)
         reason = "UNSPECIFIED" if named is None else named.name.removeprefix("GAP_REASON_")
+        if resume_after <= track.processed:
+            # Told before, or in a snapshot before. What an older snapshot and its replay bring lacks it again.
+            is_known = gap.reason == _WITHHELD or resume_after <= (track.degraded_at or BEGINNING)
+            return steps if is_known else [self._degrade(track, resume_after, reason)]
+        track.processed = resume_after
         seen = GapSeen(track.master_id, first, last, reason, resume_after, gap.note)
         if gap.reason == _WITHHELD:
             return [*steps, seen]
@@ -298,9 +302,20 @@ class SubscriberSession:
             track.pause = None
             track.resyncing = told is SyncState.RESYNCING
             self._see_pause(track)
-        if track.state is before:
-            return []
-        return [StateChanged(track.master_id, track.state, change.reason)]
+        steps: list[Step] = []
+        if told is SyncState.DEGRADED and self._is_news(track):
+            # Another stream may have missed them, or the end of our full sync was not recorded. Nothing says where they
+            # are, and what follows a snapshot is told in full: any snapshot from now on heals it.
+            steps.append(self._degrade(track, BEGINNING, TOLD))
+        if track.state is not before:
+            steps.append(StateChanged(track.master_id, track.state, change.reason))
+        return steps
+
+    @staticmethod
+    def _is_news(track: Track) -> bool:
+        """Whether a server that says that something is missing knows more than is known here, or asked for already."""
+        asked = track.awaits_snapshot or track.wants_snapshot or track.stalled
+        return track.held is not None and not (track.degraded or asked or track.is_cancelled)
 
     # After a stream
 
