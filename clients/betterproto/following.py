@@ -148,11 +148,14 @@ class Following:
         return has_moved
 
     def take_state(self, change: StateChange) -> None:
-        """Remembers pauses, and forgets a master whose subscription ended."""
+        """Remembers pauses and what the server says is missing; forgets a master whose subscription ended."""
         master = self.masters.get(change.master_id)
         if master is None:
             return
         master.is_paused = change.state in _PAUSES
+        if change.state == SubscriptionState.DEGRADED_GAP:
+            # Also without a Gap here: an earlier stream may have told it. Only a full sync ends this state.
+            master.misses_something = True
         if change.state == SubscriptionState.CANCELLED:
             del self.masters[change.master_id]
 

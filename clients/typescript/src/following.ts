@@ -197,13 +197,15 @@ export class Following {
     return hasMoved;
   }
 
-  /** Remembers pauses, and forgets a master whose subscription ended. */
+  /** Remembers pauses and what the server says is missing; forgets a master whose subscription ended. */
   takeState(change: StateChange): void {
     const master = this.#masters.get(change.masterId);
     if (master === undefined) {
       return;
     }
     master.isPaused = change.state.startsWith('SUBSCRIPTION_STATE_PAUSED_');
+    // Also without a Gap here: an earlier stream may have told it. Only a full sync ends this state.
+    master.missesSomething ||= change.state === 'SUBSCRIPTION_STATE_DEGRADED_GAP';
     if (change.state === 'SUBSCRIPTION_STATE_CANCELLED') {
       this.#masters.delete(change.masterId);
     }

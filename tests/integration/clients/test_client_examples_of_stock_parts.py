@@ -229,6 +229,22 @@ async def test_a_hole_that_stays_leads_to_a_full_sync(program: str, positions: P
     assert example.signals == ["1/1/1", "1/1/5"]
 
 
+async def test_a_server_that_says_that_something_is_missing_is_asked_for_a_full_sync(
+    program: str, positions: Path
+) -> None:
+    """Though no gap was seen: an earlier stream may have told it."""
+    async with scripted.serving(
+        scripted.says(scripted.signals(1), scripted.state(pb.SUBSCRIPTION_STATE_DEGRADED_GAP)),
+        scripted.says(scripted.snapshot(1), scripted.signals(2)),
+    ) as server:
+        start = ("--plaintext", "--start", "beginning", "--count", 2)
+        async with running(program, server.address, positions, *start) as example:
+            assert await example.ended() == 0
+    kinds = [request.masters[0].WhichOneof("start") for request in server.requests]
+    assert kinds == ["after", "from_snapshot"]
+    assert example.signals == places(1, 2)
+
+
 @pytest.mark.parametrize(("stored", "kind"), [(50, "from_snapshot"), (None, "after")])
 async def test_a_position_that_is_too_old_leads_to_what_there_is_instead(
     program: str, positions: Path, stored: int | None, kind: str
