@@ -25,6 +25,7 @@ from ecp_client.subscriber import (
 from ecp_client.subscriber.journal_format import EntryType
 from execution.common.v1 import signal_pb2
 from execution.ledger.v1 import license_service_pb2 as license_pb
+from execution.ledger.v1 import subscription_service_pb2 as ledger_pb
 from tests.integration.fanout.fanout_service import Fanout, fanout_running, fanout_settings
 from tests.integration.fanout.stand_in_ledger import StandInLedger
 from tests.integration.fanout.written_log import WrittenLog
@@ -119,6 +120,30 @@ async def test_a_new_process_goes_on_where_the_journal_ends(
         assert client.stats.replayed == 0
     assert first.sequences[1] == list(range(1, 11))
     assert second.sequences[1] == list(range(11, 21))
+
+
+async def test_one_whom_the_ledger_has_for_degraded_comes_in_step_by_a_full_sync(
+    fanout: Fanout, subscribers_ledger: StandInLedger, log: WrittenLog, tmp_path: Path
+) -> None:
+    """As when the fan-out before was killed between telling a full sync and recording it: the client saw no gap."""
+    user = subscribers_ledger.add_user("token", 1)
+    seen = Seen()
+    await log.signals(1, 10)
+    async with subscriber(fanout, tmp_path, seen) as client:
+        await client.wait_position(1, 10, WAIT_SECONDS)
+        await until(lambda: subscribers_ledger.sync_state(user.user_id, 1) == ledger_pb.SYNC_STATE_SYNCED)
+    await log.snapshot(1)
+    degraded = ledger_pb.SYNC_STATE_DEGRADED_GAP
+    subscribers_ledger.record(
+        [ledger_pb.SubscriberPosition(user_id=user.user_id, master_id=1, sync_state=degraded)]
+    )
+    async with subscriber(fanout, tmp_path, seen) as client:
+        await until(lambda: subscribers_ledger.sync_state(user.user_id, 1) == ledger_pb.SYNC_STATE_SYNCED)
+        await log.signals(1, 2)
+        await client.wait_position(1, 12, WAIT_SECONDS)
+        assert client.state(1) is SyncState.SYNCED
+        assert (client.stats.full_syncs, client.stats.gaps) == (1, 0)
+    assert seen.sequences[1] == list(range(1, 13))
 
 
 async def test_after_a_crash_what_was_given_is_replayed_but_not_given_again(
