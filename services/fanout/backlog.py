@@ -31,6 +31,7 @@ from services.fanout.domain.runs import Run, runs_of
 _READ_ENTRIES: Final = 32
 """At once: an entry may hold thousands of signals."""
 _READS_PER_PAGE: Final = 8
+_TAIL_POLL_SECONDS: Final = 0.005
 _SLICE_SECONDS: Final = 0.001
 """Longest time for which parsing keeps the event loop."""
 
@@ -108,6 +109,8 @@ class Backlog:
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 answer = await self._look_up(master_id, after)
+                if isinstance(answer, Gone) and await self._shard_of(master_id).wait_until_tailed():
+                    answer = await self._look_up(master_id, after)
         except TimeoutError as error:
             raise UnavailableError(
                 "older signals could not be read in time", reason="BACKLOG_TIMEOUT", retry_after_seconds=1
@@ -118,10 +121,12 @@ class Backlog:
                 self._pages.popitem(last=False)
         return answer
 
+    def _shard_of(self, master_id: int) -> _Shard:
+        return self._shards[self._log.shard_of(master_id)]
+
     async def _look_up(self, master_id: int, after: Position) -> Answer:
         async with self._log_reads:
-            shard = self._shards[self._log.shard_of(master_id)]
-            records = await shard.read(
+            records = await self._shard_of(master_id).read(
                 master_id,
                 after,
                 records_max=self._limits.page_records_max,
@@ -192,6 +197,27 @@ class _Shard:
                 break
             start, is_first = _key(entries[-1]), False
         return _dense(records)
+
+    async def wait_until_tailed(self) -> bool:
+        """Waits until the index has everything that the log has now; whether it lacked something.
+
+        The heads that the log tells may be some entries ahead of what was read of it.
+
+        Raises:
+            UnavailableError: Redis does not answer.
+        """
+        with stream.translating():
+            raw: Any = await self._client.xrevrange(self._name, count=1)
+        entries = stream.entries_of(raw)
+        if not entries or self._has_read(_key(entries[0])):
+            return False
+        while not self._has_read(_key(entries[0])):  # noqa: ASYNC110 - the caller bounds it, and it is rare
+            await asyncio.sleep(_TAIL_POLL_SECONDS)
+        return True
+
+    def _has_read(self, key: EntryKey) -> bool:
+        newest = self._index.newest
+        return newest is not None and newest >= key
 
     async def _walk_back(self, master_id: int, after: Position, entries_max: int) -> None:
         """Looks at older entries until the place is found, the log ends, or the bound is reached."""

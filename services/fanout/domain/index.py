@@ -69,6 +69,11 @@ class LogIndex:
         return self._blocks[0].first if self._blocks else None
 
     @property
+    def newest(self) -> EntryKey | None:
+        """The newest entry that was noted."""
+        return self._blocks[-1].last if self._blocks else None
+
+    @property
     def has_room(self) -> bool:
         """Whether older entries may be added without losing newer ones."""
         return self._marks < self._marks_max
