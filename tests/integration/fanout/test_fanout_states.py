@@ -200,3 +200,40 @@ async def test_a_revoked_license_ends_every_stream_of_it(world: World) -> None:
         for one in subscribers:
             assert (await one.ended()).code() is grpc.StatusCode.UNAUTHENTICATED
         print(f"the end of a license, for three streams: {(time.monotonic() - began) * 1_000:.0f} ms")
+
+
+async def test_one_whose_full_sync_the_ledger_never_heard_of_comes_to_be_in_step_there_too(
+    world: World,
+) -> None:
+    """As after the SIGKILL of a process that told the full sync, and had yet to record that it did."""
+    events: list[SubscriberEvent] = []
+    book = Book(signal_pb2.ACCOUNT_MODE_HEDGING)
+    async with (
+        world.fanout() as fanout,
+        Master(world.master_settings, book=book) as master,
+        following(world, fanout, events) as subscriber,
+    ):
+        await master.wait_open(timeout_seconds=WAIT_SECONDS)
+        await send(master, 1, 3)
+        await subscriber.wait_position(world.master_id, 3, timeout_seconds=WAIT_SECONDS)
+
+        async def is_synced() -> bool:
+            return (await world.subscription()).sync_state == SYNCED
+
+        await measured("in step", is_synced)
+        syncs = subscriber.stats.full_syncs
+        gap = ledger_pb.SyncTransition(sync_state=DEGRADED, reason="a hole that was healed since")
+        position = ledger_pb.SubscriberPosition(
+            user_id=(await world.subscription()).user_id, master_id=world.master_id, transitions=[gap]
+        )
+        request = ledger_pb.RecordPositionsRequest(positions=[position])
+        await world.ledger.call("SubscriptionService/RecordPositions", request)
+        assert not await is_synced()
+        subscriber.disconnect()
+        await measured("in step again, by the ledger", is_synced)
+        assert subscriber.stats.full_syncs == syncs + 1
+        await send(master, 4, 2)
+        await subscriber.wait_position(world.master_id, 5, timeout_seconds=WAIT_SECONDS)
+        assert await is_synced()
+    entries = [one for one in read_journal(world.folder / "journal") if one.entry_type is EntryType.SIGNAL]
+    assert [one.position.sequence for one in entries][-2:] == [4, 5]
