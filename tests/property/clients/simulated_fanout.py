@@ -49,6 +49,10 @@ class SimulatedFanout:
     records: list[Record] = field(default_factory=list)
     truth: Book = field(default_factory=Book)
     snapshot: snapshot_pb2.Snapshot | None = None
+    stored: list[snapshot_pb2.Snapshot] = field(default_factory=list)
+    """All there ever were, newest first."""
+    lost: list[Record] = field(default_factory=list)
+    """Signals that the log came back without."""
     is_paused: bool = False
     trimmed_through: Position = BEGINNING
     recorded: list[int] = field(default_factory=lambda: [UNKNOWN])
@@ -86,8 +90,21 @@ class SimulatedFanout:
         position = Position(head.epoch + 1, head.sequence + lost)
         self.records.append(Record(position, head, reason=position_pb2.GAP_REASON_MASTER_LOST))
 
+    def lose_log(self, keep: int) -> None:
+        """The log comes back with its first records only, and perhaps an older snapshot; all had been acknowledged."""
+        head = self.head
+        kept = self.records[:keep]
+        self.lost += [one for one in self.records[keep:] if one.signal is not None]
+        before = kept[-1].position if kept else Position(1, 0)
+        start = Position(head.epoch + 1, head.sequence)
+        self.records = [*kept, Record(start, before, reason=position_pb2.GAP_REASON_LOG_LOST)]
+        self.trimmed_through = min(self.trimmed_through, before)
+        if self.snapshot is not None and Position.from_pb(self.snapshot.as_of) > before:
+            self.snapshot = next((one for one in self.stored if Position.from_pb(one.as_of) <= before), None)
+
     def take_snapshot(self) -> None:
         self.snapshot = self.truth.to_snapshot(MASTER, self.head.sequence, 1, epoch=self.head.epoch)
+        self.stored.insert(0, self.snapshot)
 
     def trim(self, keep: int) -> None:
         if len(self.records) > keep:
@@ -214,9 +231,13 @@ class SimulatedFanout:
 
     def _gap(self, record: Record, held: Position, reason: int) -> pb.SubscribeResponse:
         first = Position(held.epoch or 1, held.sequence + 1)
+        last = Position(first.epoch, record.position.sequence)
+        if first.sequence > last.sequence:
+            # An epoch that begins where the reader is.
+            first = last = record.position
         gap = pb.Gap(
             master_id=MASTER,
-            to=Position(first.epoch, record.position.sequence).to_pb(),
+            to=last.to_pb(),
             reason=reason,
             resume_after=record.position.to_pb(),
         )

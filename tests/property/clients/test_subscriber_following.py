@@ -32,7 +32,6 @@ from ecp_client.subscriber.hooks import Hooks
 from ecp_client.subscriber.journal_format import EntryType
 from ecp_client.subscriber.processing import Processor
 from ecp_client.subscriber.recovery import recover
-from execution.common.v1.position_pb2 import GAP_REASON_WITHHELD
 from execution.common.v1.signal_pb2 import SIGNAL_KIND_CLOSE_BY
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from tests.property.clients.naive_account import NaiveAccount, Wish, wishes
@@ -126,13 +125,15 @@ class SubscriberFollowing(RuleBasedStateMachine):
         # Closed by an opening that was withheld, a position is closed whole: nobody knows which of the two is left.
         ambiguous = {
             ticket
-            for record in self.fanout.records
+            for record in (*self.fanout.records, *self.fanout.lost)
             if record.signal is not None and record.signal.kind == SIGNAL_KIND_CLOSE_BY
             for ticket in (record.signal.position_id, record.signal.opposite_position_id)
         }
         if self.fanout.is_paused:
             # What was decided before a restart, and is withheld when it would be replayed, no mirror can have.
             ambiguous |= self.undone_at_restarts
+        # Nor what a snapshot was too old for and the log has lost since.
+        ambiguous |= {record.signal.position_id for record in self.fanout.lost if record.signal is not None}
         # A callback's error would not end the test.
         self.wrongly_closed |= (closed & self.fanout.truth.positions.keys()) - ambiguous
 
@@ -149,7 +150,7 @@ class SubscriberFollowing(RuleBasedStateMachine):
         self.trade(history)
 
     @rule(
-        what=st.sampled_from(["refused", "epoch", "trimmed"]),
+        what=st.sampled_from(["refused", "epoch", "trimmed", "log"]),
         history=st.lists(wishes, min_size=1, max_size=3),
         count=st.integers(0, 10),
     )
@@ -158,8 +159,15 @@ class SubscriberFollowing(RuleBasedStateMachine):
             self.front_door_refuses(history)
         elif what == "epoch":
             self.fanout.begin_epoch(count // 2)
-        else:
+        elif what == "trimmed":
             self.fanout.trim(count)
+        else:
+            self.log_comes_back_with_less(count)
+
+    def log_comes_back_with_less(self, count: int) -> None:
+        """Its process dies with it, and the stream of it."""
+        self.hang_up()
+        self.fanout.lose_log(len(self.fanout.records) - count)
 
     def front_door_refuses(self, history: list[Wish]) -> None:
         signals = [signal for wish in history if (signal := self.master.wish(wish)) is not None]
@@ -299,10 +307,14 @@ class SubscriberFollowing(RuleBasedStateMachine):
         assert self.wrongly_closed == set()
 
     def nothing_is_said_to_be_missing_that_came(self) -> None:
+        """A sequence means one signal for ever, also across epochs."""
         for entry in read_journal(self.folder):
-            is_withheld = entry.entry_type is EntryType.GAP and entry.kind == GAP_REASON_WITHHELD
-            if is_withheld or entry.entry_type is EntryType.SNAPSHOT:
-                both = [one for one in self.delivered if entry.previous < one <= entry.position]
+            first, last = entry.previous.sequence + 1, entry.position.sequence
+            both = [one for one in self.delivered if first <= one.sequence <= last]
+            if entry.entry_type is EntryType.GAP and first == last:
+                # So does an epoch begin behind which nothing is missing.
+                both = [one for one in both if one.epoch == entry.position.epoch]
+            if entry.entry_type in (EntryType.GAP, EntryType.SNAPSHOT):
                 assert both == [], f"delivered, and {entry.entry_type.name} from {entry.previous}"
 
     @rule()
@@ -334,15 +346,16 @@ class SubscriberFollowing(RuleBasedStateMachine):
         """Each signal behind the first delivered one came, or was told as a gap, or is in a snapshot."""
         if not self.delivered or self.journal_was_rotated():
             return
-        covered = set(self.delivered)
+        covered = {one.sequence for one in self.delivered}
         telling = (EntryType.GAP, EntryType.SNAPSHOT, EntryType.PROGRESS)
         entries = [entry for entry in read_journal(self.folder) if entry.entry_type in telling]
-        spans = [(entry.previous, entry.position) for entry in entries]
-        for record in self.fanout.records:
+        spans = [(entry.previous.sequence, entry.position.sequence) for entry in entries]
+        for record in (*self.fanout.records, *self.fanout.lost):
             if record.signal is None or not self.delivered[0] < record.position <= self.held:
                 continue
-            inside = any(before < record.position <= upto for before, upto in spans)
-            assert record.position in covered or inside, record.position
+            sequence = record.position.sequence
+            inside = any(before < sequence <= upto for before, upto in spans)
+            assert sequence in covered or inside, record.position
 
     def journal_was_rotated(self) -> bool:
         return not (self.folder / "0000000001.journal").exists()

@@ -76,6 +76,30 @@ class TestStatesAndEnds:
         assert fed.session.request().masters[0].after == stream_position(P(1, 50))
         assert fed.run(51, 52) == [51, 52]
 
+    def test_what_came_before_is_not_said_to_be_missing(self) -> None:
+        """From before the end of what was delivered, as after a crash or behind an older snapshot."""
+        fed = Fed(Start.NOW, P(1, 5))
+        fed.track.processed = P(1, 9)
+        steps = fed.session.stream_ended(PositionsUnavailable({1: Offer(P(1, 50), P(1, 90), None)}))
+        assert steps == [GapSeen(1, P(1, 10), P(1, 50), "TRIMMED", P(1, 50)), Degraded(1, "TRIMMED")]
+        fed.track.held, fed.track.processed = P(1, 5), P(1, 60)
+        steps = fed.session.stream_ended(PositionsUnavailable({1: Offer(P(1, 50), P(1, 90), None)}))
+        assert steps == [Degraded(1, "TRIMMED")]
+        assert fed.session.request().masters[0].after == stream_position(P(1, 50))
+
+    def test_of_a_lost_log_only_what_never_came_is_missing(self) -> None:
+        lost = position_pb2.GAP_REASON_LOG_LOST
+        for processed, first, last in (
+            (P(1, 9), P(1, 10), P(1, 20)),
+            (P(1, 20), P(2, 20), P(2, 20)),
+            (P(1, 5), P(1, 6), P(1, 20)),
+        ):
+            fed = Fed(Start.NOW, P(1, 5))
+            fed.track.processed = processed
+            seen, degraded = fed.gap(P(1, 6), P(1, 20), lost, P(2, 20))
+            assert seen == GapSeen(1, first, last, "LOG_LOST", P(2, 20))
+            assert degraded == Degraded(1, "LOG_LOST")
+
     def test_masters_that_are_not_meant_stay_where_they_are(self) -> None:
         fed = Fed(Start.NOW, P(1, 5))
         assert fed.session.stream_ended(PositionsUnavailable({2: Offer(P(1, 1), P(1, 1), None)})) == []

@@ -257,6 +257,7 @@ class SubscriberSession:
             # Told before, or in a snapshot before. What an older snapshot and its replay bring lacks it again.
             is_known = gap.reason == _WITHHELD or resume_after <= (track.degraded_at or BEGINNING)
             return steps if is_known else [self._degrade(track, resume_after, reason)]
+        first, last = track.unseen(first, last, resume_after)
         track.processed = resume_after
         seen = GapSeen(track.master_id, first, last, reason, resume_after, gap.note)
         if gap.reason == _WITHHELD:
@@ -346,12 +347,15 @@ class SubscriberSession:
             track.wants_snapshot = True
             track.degraded_at = track.degraded_at or held
             return [Degraded(track.master_id, "TRIMMED")]
-        track.held = offer.oldest
-        track.processed = max(track.processed, offer.oldest)
-        track.degraded_at = offer.oldest
-        first = Position(held.epoch, held.sequence + 1)
-        seen = GapSeen(track.master_id, first, offer.oldest, "TRIMMED", offer.oldest)
-        return [seen, Degraded(track.master_id, "TRIMMED")]
+        oldest = offer.oldest
+        first, last = track.unseen(Position(held.epoch, held.sequence + 1), oldest, oldest)
+        track.held = track.degraded_at = oldest
+        degraded = Degraded(track.master_id, "TRIMMED")
+        if oldest <= track.processed:
+            # What is gone came before.
+            return [degraded]
+        track.processed = oldest
+        return [GapSeen(track.master_id, first, last, "TRIMMED", oldest), degraded]
 
     @property
     def misses_something(self) -> bool:

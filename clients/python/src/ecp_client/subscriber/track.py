@@ -59,6 +59,18 @@ class Track:
         """Whether signals are missing, so that only what reduces risk is safe."""
         return self.degraded_at is not None
 
+    def unseen(self, first: Position, last: Position, resume_after: Position) -> tuple[Position, Position]:
+        """What is missing of `first` to `last` without what came before: a sequence means one signal for ever.
+
+        Behind an older snapshot, the log may lack what had been delivered from there. Where nothing is missing then,
+        both are `resume_after`, as where a new epoch begins.
+        """
+        if first.sequence > self.processed.sequence:
+            return first, last
+        if last.sequence <= self.processed.sequence:
+            return resume_after, resume_after
+        return Position(first.epoch, self.processed.sequence + 1), last
+
     @property
     def state(self) -> SyncState:
         """The state as the application sees it."""
