@@ -46,6 +46,8 @@ class Seen:
     problems: list[str] = field(default_factory=list)
     _needs_full_sync: bool = True
     """At its beginning, after a gap, or when somebody asked."""
+    _gap_at: Position = BEGINNING
+    """Where the last gap ended: an older snapshot does not heal it."""
 
     def take(self, entry: Entry, *, may_be_synced: bool, may_be_withheld: bool) -> None:
         """The next entry of the journal."""
@@ -114,7 +116,7 @@ class Seen:
                 f"a gap {reason} over {first} to {last} names {len(wrong)} that came or must come, {wrong[0]} first"
             )
         self._needs_full_sync = True
-        self.held = entry.position
+        self.held = self._gap_at = entry.position
 
     def _progress(self, entry: Entry) -> None:
         is_first = self.begins_at is None
@@ -135,7 +137,8 @@ class Seen:
                 )
             self.synced_over += max(0, jumped)
             self.held = entry.position
-        self._needs_full_sync = False
+        if entry.position >= self._gap_at:
+            self._needs_full_sync = False
 
     def _begin(self, position: Position) -> None:
         if self.begins_at is None:

@@ -67,6 +67,14 @@ def test_what_was_lost_and_told_is_right_with_the_full_sync_that_follows() -> No
     assert (seen.problems, seen.missing, seen.synced_over, seen.full_syncs) == ([], 3, 3, 1)
 
 
+def test_a_snapshot_that_is_older_than_a_loss_needs_another_one() -> None:
+    entries = signal(1), signal(2), gap(3, (2, 5)), snapshot(1, 2), snapshot(8, 5, epoch=2)
+    seen = verdict(*entries, head=8, lost=((3, 5),))
+    assert (seen.problems, seen.full_syncs) == ([], 2)
+    (problem,) = verdict(*entries, snapshot(9, 8, epoch=2), head=9, lost=((3, 5),)).problems
+    assert "without a cause" in problem
+
+
 def test_an_epoch_that_took_nothing_is_right() -> None:
     seen = verdict(signal(1), signal(2), gap(2, (2, 2)), signal(3, epoch=2), head=3, lost=((2, 2),))
     assert (seen.problems, seen.missing) == ([], 0)
