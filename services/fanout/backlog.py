@@ -108,9 +108,11 @@ class Backlog:
     async def _read(self, master_id: int, after: Position) -> Answer:
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
-                answer = await self._look_up(master_id, after)
-                if isinstance(answer, Gone) and await self._shard_of(master_id).wait_until_tailed():
-                    answer = await self._look_up(master_id, after)
+                shard = self._shards[self._log.shard_of(master_id)]
+                newest = shard.newest
+                answer = await self._look_up(shard, master_id, after)
+                if isinstance(answer, Gone) and await shard.has_read_on(newest):
+                    answer = await self._look_up(shard, master_id, after)
         except TimeoutError as error:
             raise UnavailableError(
                 "older signals could not be read in time", reason="BACKLOG_TIMEOUT", retry_after_seconds=1
@@ -121,12 +123,9 @@ class Backlog:
                 self._pages.popitem(last=False)
         return answer
 
-    def _shard_of(self, master_id: int) -> _Shard:
-        return self._shards[self._log.shard_of(master_id)]
-
-    async def _look_up(self, master_id: int, after: Position) -> Answer:
+    async def _look_up(self, shard: _Shard, master_id: int, after: Position) -> Answer:
         async with self._log_reads:
-            records = await self._shard_of(master_id).read(
+            records = await shard.read(
                 master_id,
                 after,
                 records_max=self._limits.page_records_max,
@@ -198,8 +197,13 @@ class _Shard:
             start, is_first = _key(entries[-1]), False
         return _dense(records)
 
-    async def wait_until_tailed(self) -> bool:
-        """Waits until the index has everything that the log has now; whether it lacked something.
+    @property
+    def newest(self) -> EntryKey | None:
+        """The newest entry that the tail has read."""
+        return self._index.newest
+
+    async def has_read_on(self, newest: EntryKey | None) -> bool:
+        """Waits until the tail has read everything that the log has now; whether it has read beyond `newest`.
 
         The heads that the log tells may be some entries ahead of what was read of it.
 
@@ -209,14 +213,12 @@ class _Shard:
         with stream.translating():
             raw: Any = await self._client.xrevrange(self._name, count=1)
         entries = stream.entries_of(raw)
-        if not entries or self._has_read(_key(entries[0])):
-            return False
-        while not self._has_read(_key(entries[0])):  # noqa: ASYNC110 - the caller bounds it, and it is rare
+        while entries and not self._has_read(_key(entries[0])):  # noqa: ASYNC110 - bounded by the caller, and rare
             await asyncio.sleep(_TAIL_POLL_SECONDS)
-        return True
+        return self.newest != newest
 
     def _has_read(self, key: EntryKey) -> bool:
-        newest = self._index.newest
+        newest = self.newest
         return newest is not None and newest >= key
 
     async def _walk_back(self, master_id: int, after: Position, entries_max: int) -> None:

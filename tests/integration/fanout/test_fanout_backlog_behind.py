@@ -71,6 +71,25 @@ async def test_what_is_not_read_yet_is_waited_for(
     assert page.head == Position(1, 10)
 
 
+async def test_what_is_read_while_it_is_looked_for_is_found(
+    redis_client: Redis, log: WrittenLog, archive: grpc.aio.Channel, ledger: StandInLedger
+) -> None:
+    behind = Behind(redis_client, archive, timeout_seconds=10)
+    await log.signals(2, 3)
+    await behind.tail()
+    await behind.backlog.read(1, BEGINNING)
+    await log.signals(1, 10)
+    ledger.archive_open.clear()
+    reading = asyncio.create_task(behind.backlog.read(1, BEGINNING))
+    while not ledger.archive_reads:  # noqa: ASYNC110  # only the stand-in knows
+        await asyncio.sleep(0.01)
+    await behind.tail()
+    ledger.archive_open.set()
+    page = await reading
+    assert isinstance(page, Segment)
+    assert page.head == Position(1, 10)
+
+
 async def test_a_tail_that_does_not_come_is_an_outage_and_not_a_loss(
     redis_client: Redis, log: WrittenLog, archive: grpc.aio.Channel
 ) -> None:
