@@ -32,13 +32,14 @@ from ecp_client.subscriber.hooks import Hooks
 from ecp_client.subscriber.journal_format import EntryType
 from ecp_client.subscriber.processing import Processor
 from ecp_client.subscriber.recovery import recover
-from execution.common.v1.signal_pb2 import SIGNAL_KIND_CLOSE_BY
+from execution.common.v1 import signal_pb2
 from execution.fanout.v1 import fanout_service_pb2 as pb
 from tests.property.clients.naive_account import NaiveAccount, Wish, wishes
 from tests.property.clients.simulated_fanout import MASTER, SYNCED, OutOfRangeError, SimulatedFanout
 
 JOURNAL = JournalSettings(fsync=FsyncPolicy.NEVER, file_bytes=4_096, files_max=3)
 ROUNDS_MAX = 400
+ORDER_ENDS = (signal_pb2.SIGNAL_KIND_PENDING_CANCEL, signal_pb2.SIGNAL_KIND_PENDING_FILL)
 
 
 class SubscriberFollowing(RuleBasedStateMachine):
@@ -63,8 +64,10 @@ class SubscriberFollowing(RuleBasedStateMachine):
             self.fanout.take_snapshot()
         self.delivered: list[Position] = []
         self.told_gaps: list[GapSeen] = []
+        self.delivered_closes: set[int] = set()
+        self.delivered_ends_of_orders: set[int] = set()
         self.wrongly_closed: set[int] = set()
-        self.undone_at_restarts: set[int] = set()
+        self.wrongly_opened: set[int] = set()
         self.stream: Iterator[pb.SubscribeResponse] | None = None
         self.processes = 0
         self.start_process()
@@ -83,7 +86,6 @@ class SubscriberFollowing(RuleBasedStateMachine):
         self.processor = Processor(
             self.settings, hooks, self.journal, recover(self.folder), ServerClock(0, 0)
         )
-        self.undone_at_restarts |= {one.ticket for one in self.processor.following(MASTER).decided.values()}
 
     @rule(how=st.sampled_from(["closed", "crashed", "crashed"]), torn=st.integers(0, 30))
     def another_process(self, how: str, torn: int) -> None:
@@ -118,24 +120,15 @@ class SubscriberFollowing(RuleBasedStateMachine):
             self.resynced(event)
 
     def resynced(self, event: Resynced) -> None:
+        opened = {action.ticket for action in event.plan.actions if action.step is Step.OPEN}
+        placed = {action.ticket for action in event.plan.actions if action.step is Step.PLACE}
+        self.wrongly_opened |= (opened & self.delivered_closes) | (placed & self.delivered_ends_of_orders)
         closed = {action.ticket for action in event.plan.actions if action.step is Step.CLOSE}
         if self.settings.masters[MASTER].volume_multiplier_e4 < 10_000:
             # Of what the master reduced, too little may be left to hold.
             return
-        # Closed by an opening that was withheld, a position is closed whole: nobody knows which of the two is left.
-        ambiguous = {
-            ticket
-            for record in (*self.fanout.records, *self.fanout.lost)
-            if record.signal is not None and record.signal.kind == SIGNAL_KIND_CLOSE_BY
-            for ticket in (record.signal.position_id, record.signal.opposite_position_id)
-        }
-        if self.fanout.is_paused:
-            # What was decided before a restart, and is withheld when it would be replayed, no mirror can have.
-            ambiguous |= self.undone_at_restarts
-        # Nor what a snapshot was too old for and the log has lost since.
-        ambiguous |= {record.signal.position_id for record in self.fanout.lost if record.signal is not None}
         # A callback's error would not end the test.
-        self.wrongly_closed |= (closed & self.fanout.truth.positions.keys()) - ambiguous
+        self.wrongly_closed |= closed & self.fanout.truth.positions.keys()
 
     # The master and the log
 
@@ -287,6 +280,10 @@ class SubscriberFollowing(RuleBasedStateMachine):
             position = Position(sequenced.epoch, sequenced.sequence)
             assert not self.delivered or position > self.delivered[-1]
             self.delivered.append(position)
+            if sequenced.signal.kind == signal_pb2.SIGNAL_KIND_CLOSE:
+                self.delivered_closes.add(sequenced.signal.position_id)
+            elif sequenced.signal.kind in ORDER_ENDS:
+                self.delivered_ends_of_orders.add(sequenced.signal.order_id)
 
     # What must hold
 
@@ -303,8 +300,9 @@ class SubscriberFollowing(RuleBasedStateMachine):
         # Old files are removed; what is left is the end of what was delivered.
         assert journalled == self.delivered[len(self.delivered) - len(journalled) :]
         self.nothing_is_said_to_be_missing_that_came()
-        # However old a snapshot is, and whatever a pause withholds.
+        # However old a snapshot is, whatever a pause withholds, and whatever the log has lost.
         assert self.wrongly_closed == set()
+        assert self.wrongly_opened == set()
 
     def nothing_is_said_to_be_missing_that_came(self) -> None:
         """A sequence means one signal for ever, also across epochs."""

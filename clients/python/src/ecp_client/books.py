@@ -6,7 +6,7 @@ A subscriber's mirror and a simulated master use the same code, so that both agr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from execution.common.v1 import signal_pb2 as pb
 from execution.common.v1 import snapshot_pb2
@@ -29,6 +29,8 @@ class BookPosition:
     take_profit_e8: int
     opened_at_us: int
     opened_by_sequence: int
+    stated_by_sequence: int = field(default=0, compare=False)
+    """What said last that the position is there, with this side and at least this volume: an opening, or a snapshot."""
 
 
 @dataclass(slots=True)
@@ -46,6 +48,8 @@ class BookOrder:
     take_profit_e8: int
     expires_at_us: int
     placed_by_sequence: int
+    stated_by_sequence: int = field(default=0, compare=False)
+    """As in BookPosition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +126,10 @@ class Book:
                 position.take_profit_e8,
                 position.opened_at_us,
                 position.opened_by_sequence,
+                snapshot.as_of.sequence,
             )
         for order in snapshot.orders:
-            book.orders[order.order_id] = _order_from_pb(order)
+            book.orders[order.order_id] = _order_from_pb(order, snapshot.as_of.sequence)
         return book
 
     def to_snapshot(
@@ -197,6 +202,7 @@ def _open(book: Book, signal: pb.Signal, sequence: int) -> bool:
     held = book.positions.get(position_id)
     if held is not None:
         _restate(held, signal)
+        held.stated_by_sequence = sequence
         return True
     if not book._has_room(book.positions):
         return True
@@ -209,6 +215,7 @@ def _open(book: Book, signal: pb.Signal, sequence: int) -> bool:
         signal.stop_loss_e8,
         signal.take_profit_e8,
         signal.occurred_at_us,
+        sequence,
         sequence,
     )
     return True
@@ -283,6 +290,7 @@ def _pending_place(book: Book, signal: pb.Signal, sequence: int) -> bool:
         signal.take_profit_e8,
         signal.expires_at_us,
         sequence,
+        sequence,
     )
     return True
 
@@ -352,7 +360,7 @@ def _order_to_pb(order: BookOrder) -> snapshot_pb2.PendingOrder:
     )
 
 
-def _order_from_pb(order: snapshot_pb2.PendingOrder) -> BookOrder:
+def _order_from_pb(order: snapshot_pb2.PendingOrder, stated_by_sequence: int) -> BookOrder:
     return BookOrder(
         order.order_id,
         order.symbol,
@@ -365,6 +373,7 @@ def _order_from_pb(order: snapshot_pb2.PendingOrder) -> BookOrder:
         order.take_profit_e8,
         order.expires_at_us,
         order.placed_by_sequence,
+        stated_by_sequence,
     )
 
 
@@ -379,6 +388,8 @@ def _differences(
         if one is None or other is None:
             yield Difference(f"{name} {ticket}", "presence", one is not None, other is not None)
             continue
-        for field in fields:
-            if getattr(one, field) != getattr(other, field):
-                yield Difference(f"{name} {ticket}", field, getattr(one, field), getattr(other, field))
+        for one_field in fields:
+            if getattr(one, one_field) != getattr(other, one_field):
+                yield Difference(
+                    f"{name} {ticket}", one_field, getattr(one, one_field), getattr(other, one_field)
+                )

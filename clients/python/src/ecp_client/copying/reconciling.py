@@ -1,20 +1,23 @@
 """The full sync: what brings an account in step with a master's snapshot, and where the two differ. Pure.
 
-What the user closed by hand and what was refused stays closed; what the account has and the master has not is closed.
+What the user closed by hand and what was refused stays closed; what the account has and the master has not is closed,
+and left alone as long as nobody knows whether the master has it.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from ecp_client.account import Holding, HoldingState, OrderHolding
-from ecp_client.books import Book, BookOrder, BookPosition, Difference
+from ecp_client.books import Book, BookOrder, BookPosition
 from ecp_client.copying import orders, positions
+from ecp_client.copying.comparing import order_fields, wanted_order_fields
 from ecp_client.copying.copier import Copier
 from ecp_client.copying.decisions import Action, Decision, Reason
 from ecp_client.copying.settings import side_for, stops_for
+from ecp_client.copying.unconfirmed import Unconfirmed, is_unconfirmed
 from execution.common.v1 import signal_pb2 as pb
 
 
@@ -41,10 +44,15 @@ class PlannedAction:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a full sync does to one account. `skipped` names what the account will not take, and why."""
+    """What a full sync does to one account. `skipped` names what the account will not take, and why.
+
+    `unconfirmed` names what the account has, and of which nobody knows whether the master still has it, as a pause
+    withholds what would tell, or it is missing: it stays as it is, until a full sync shows it.
+    """
 
     actions: tuple[PlannedAction, ...] = ()
     skipped: tuple[tuple[int, Reason], ...] = ()
+    unconfirmed: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.actions)
@@ -57,34 +65,54 @@ def reconcile(
     *,
     master_id: int = 0,
     held: Collection[int] | None = None,
+    unconfirmed: Unconfirmed | None = None,
 ) -> Plan:
     """Makes `snapshot` the mirror, brings the account in step, and returns what must be done at the broker for that.
 
     `held` names the position_ids that the terminal has, if it can tell: what is missing there was closed by hand, what
     the account should not have is closed, and what it did not know of is taken over instead of being opened again.
     Openings pass the same filters, limits and protections as a live signal that is as old as the position.
+    `unconfirmed`: signals behind the snapshot are withheld or missing, and this cannot be known because of that.
     """
     copier.mirror = snapshot
     skipped: list[tuple[int, Reason]] = []
     actions: list[PlannedAction] = []
+    left: set[int] = set()
     if held is not None:
-        actions.extend(_believe_terminal(copier, frozenset(held), skipped))
-    actions += [*_close_gone(copier), *_cancel_gone(copier)]
+        actions.extend(
+            _believe_terminal(copier, frozenset(held), skipped, None if unconfirmed is None else left)
+        )
+    actions += [*_close_gone(copier, unconfirmed, left), *_cancel_gone(copier, unconfirmed, left)]
     settled = {ticket for ticket, _ in skipped}
+    open_questions = unconfirmed or Unconfirmed()
+    degraded = open_questions.opens_nothing
     for position in snapshot.positions.values():
-        if position.position_id not in settled:
-            actions.extend(_align_position(copier, position, master_id, now_us, skipped))
+        ticket = position.position_id
+        if ticket in open_questions.positions:
+            left.update(_held_one(copier.account.holdings, ticket))
+        elif ticket not in settled:
+            actions.extend(_align_position(copier, position, master_id, now_us, skipped, degraded))
     for order in snapshot.orders.values():
-        actions.extend(_align_order(copier, order, master_id, now_us, skipped))
-    return Plan(tuple(sorted(actions, key=lambda action: action.step)), tuple(skipped))
+        if order.order_id in open_questions.orders:
+            left.update(_held_one(copier.account.orders, order.order_id))
+        else:
+            actions.extend(_align_order(copier, order, master_id, now_us, skipped, degraded))
+    actions.sort(key=lambda action: action.step)
+    return Plan(tuple(actions), tuple(skipped), tuple(sorted(left)))
+
+
+def _held_one(entries: Mapping[int, Holding | OrderHolding], ticket: int) -> tuple[int, ...]:
+    entry = entries.get(ticket)
+    return (ticket,) if entry is not None and entry.state is HoldingState.HELD else ()
 
 
 def _believe_terminal(
-    copier: Copier, held: frozenset[int], skipped: list[tuple[int, Reason]]
+    copier: Copier, held: frozenset[int], skipped: list[tuple[int, Reason]], left: set[int] | None
 ) -> Iterator[PlannedAction]:
     """Brings the account in line with what the terminal has, and closes what is not to be there.
 
     A crash may have kept a decision from the broker, and with another journal nothing is known of what was opened.
+    `left` takes what neither account nor mirror know, where it is not known whether the master has it.
     """
     account = copier.account
     for ticket in [entry.position_id for entry in account.held()]:
@@ -93,7 +121,9 @@ def _believe_terminal(
     for ticket in sorted(held):
         holding, position = account.holdings.get(ticket), copier.mirror.positions.get(ticket)
         if position is None:
-            if holding is None or holding.state is not HoldingState.HELD:
+            if holding is None and left is not None:
+                left.add(ticket)
+            elif holding is None or holding.state is not HoldingState.HELD:
                 yield PlannedAction(Step.CLOSE, ticket, Decision(Action.COPY))
         elif holding is None or (holding.state is HoldingState.REFUSED and holding.reason == Reason.DEGRADED):
             yield from _take_over(copier, position, skipped)
@@ -130,9 +160,12 @@ def _take_over(
         yield PlannedAction(Step.ADJUST, ticket, decision)
 
 
-def _close_gone(copier: Copier) -> Iterator[PlannedAction]:
+def _close_gone(copier: Copier, unconfirmed: Unconfirmed | None, left: set[int]) -> Iterator[PlannedAction]:
     holdings = copier.account.holdings
     for ticket in [ticket for ticket in holdings if ticket not in copier.mirror.positions]:
+        if is_unconfirmed(holdings[ticket], unconfirmed):
+            left.add(ticket)
+            continue
         holding = holdings.pop(ticket)
         if holding.state is HoldingState.HELD:
             yield PlannedAction(
@@ -140,9 +173,12 @@ def _close_gone(copier: Copier) -> Iterator[PlannedAction]:
             )
 
 
-def _cancel_gone(copier: Copier) -> Iterator[PlannedAction]:
+def _cancel_gone(copier: Copier, unconfirmed: Unconfirmed | None, left: set[int]) -> Iterator[PlannedAction]:
     entries = copier.account.orders
     for ticket in [ticket for ticket in entries if ticket not in copier.mirror.orders]:
+        if is_unconfirmed(entries[ticket], unconfirmed):
+            left.add(ticket)
+            continue
         entry = entries.pop(ticket)
         if entry.state is HoldingState.HELD:
             yield PlannedAction(
@@ -151,7 +187,12 @@ def _cancel_gone(copier: Copier) -> Iterator[PlannedAction]:
 
 
 def _align_position(
-    copier: Copier, position: BookPosition, master_id: int, now_us: int, skipped: list[tuple[int, Reason]]
+    copier: Copier,
+    position: BookPosition,
+    master_id: int,
+    now_us: int,
+    skipped: list[tuple[int, Reason]],
+    degraded: bool,
 ) -> Iterator[PlannedAction]:
     ticket = position.position_id
     holding = copier.account.holdings.get(ticket)
@@ -173,7 +214,7 @@ def _align_position(
             yield from _align_stops(copier, holding, position)
             return
     sequenced = _as_opening(position, master_id)
-    decision = positions.open_(copier, sequenced, sequenced.signal, now_us, False, late=True)
+    decision = positions.open_(copier, sequenced, sequenced.signal, now_us, degraded, late=True)
     after = copier.account.holdings[ticket]
     if before is None:
         if decision.action is Action.SKIP:
@@ -221,7 +262,12 @@ def _align_stops(copier: Copier, holding: Holding, position: BookPosition) -> It
 
 
 def _align_order(
-    copier: Copier, order: BookOrder, master_id: int, now_us: int, skipped: list[tuple[int, Reason]]
+    copier: Copier,
+    order: BookOrder,
+    master_id: int,
+    now_us: int,
+    skipped: list[tuple[int, Reason]],
+    degraded: bool,
 ) -> Iterator[PlannedAction]:
     ticket = order.order_id
     entry = copier.account.orders.get(ticket)
@@ -233,7 +279,7 @@ def _align_order(
             return
         entry = None
     if entry is None:
-        decision = orders.place(copier, sequenced, sequenced.signal, now_us, False)
+        decision = orders.place(copier, sequenced, sequenced.signal, now_us, degraded)
         if decision.action is Action.SKIP:
             skipped.append((ticket, decision.reason))
         else:
@@ -249,21 +295,9 @@ def _align_order(
             decision.volume_lots_e8,
         )
         entry.order_type = copier.settings.order_type_for(order.order_type)
-    if _order_fields(entry) != _wanted_order_fields(entry, order):
+    if order_fields(entry) != wanted_order_fields(entry, order):
         decision = orders.modify(copier, sequenced, sequenced.signal, now_us, False)
         yield PlannedAction(Step.ADJUST_ORDER, ticket, decision)
-
-
-def _order_fields(entry: object) -> tuple[object, ...]:
-    return tuple(getattr(entry, name) for name in _ADJUSTABLE)
-
-
-def _wanted_order_fields(entry: OrderHolding, order: BookOrder) -> tuple[object, ...]:
-    stops = stops_for(order.stop_loss_e8, order.take_profit_e8, entry.reversed)
-    return (order.price_e8, order.stop_limit_price_e8, *stops, order.expires_at_us)
-
-
-_ADJUSTABLE = ("price_e8", "stop_limit_price_e8", "stop_loss_e8", "take_profit_e8", "expires_at_us")
 
 
 def _as_opening(position: BookPosition, master_id: int) -> pb.SequencedSignal:
@@ -305,71 +339,3 @@ def _as_placing(order: BookOrder, master_id: int, now_us: int) -> pb.SequencedSi
     return pb.SequencedSignal(
         master_id=master_id, sequence=order.placed_by_sequence, signal=signal, sent_at_us=now_us
     )
-
-
-def differences(copier: Copier, master: Book, *, allow_missing: bool = False) -> Iterator[Difference]:
-    """Where the account is not what its settings make of `master`, in order of ticket; nothing when it is in step.
-
-    Not differences: what was refused or closed by hand, and less than wanted after a refused enlargement.
-    `allow_missing`: nor what the account never had, as after a pause that withheld openings.
-    """
-    holdings = copier.account.holdings
-    for ticket in sorted(holdings.keys() | master.positions.keys()):
-        holding = holdings.get(ticket)
-        wanted = _wanted_position(copier, master.positions.get(ticket), holding)
-        if holding is not None and holding.state is not HoldingState.HELD:
-            continue
-        if holding is None or wanted is None:
-            if (holding is not None) != (wanted is not None) and not (allow_missing and holding is None):
-                yield Difference(f"position {ticket}", "presence", holding is not None, wanted is not None)
-            continue
-        for name, value in wanted.items():
-            ours = getattr(holding, name)
-            if ours != value and not (name == "volume_lots_e8" and holding.short and ours < value):
-                yield Difference(f"position {ticket}", name, ours, value)
-    yield from _order_differences(copier, master, allow_missing)
-
-
-def _wanted_position(
-    copier: Copier, position: BookPosition | None, holding: Holding | None
-) -> dict[str, int | str] | None:
-    settings = copier.settings
-    if position is None or (holding is None and settings.filtered(position.symbol, position.side)):
-        return None
-    symbol = settings.symbol_for(position.symbol) if holding is None else holding.symbol
-    scale = None if holding is None else holding.scale
-    volume_e8 = settings.volume_for(symbol, position.volume_lots_e8, scale)
-    if volume_e8 == 0:
-        return None
-    reverse = settings.reverse if holding is None else holding.reversed
-    stop_loss_e8, take_profit_e8 = stops_for(position.stop_loss_e8, position.take_profit_e8, reverse)
-    return {
-        "symbol": symbol,
-        "side": side_for(position.side, reverse),
-        "volume_lots_e8": volume_e8,
-        "stop_loss_e8": stop_loss_e8,
-        "take_profit_e8": take_profit_e8,
-    }
-
-
-def _order_differences(copier: Copier, master: Book, allow_missing: bool) -> Iterator[Difference]:
-    settings, entries = copier.settings, copier.account.orders
-    for ticket in sorted(entries.keys() | master.orders.keys()):
-        order, entry = master.orders.get(ticket), entries.get(ticket)
-        if entry is not None and entry.state is not HoldingState.HELD:
-            continue
-        if entry is None:
-            wanted = (
-                order is not None
-                and settings.copy_pending
-                and settings.volume_for(settings.symbol_for(order.symbol), order.volume_lots_e8) > 0
-            )
-            if wanted and order and not settings.filtered(order.symbol, order.side) and not allow_missing:
-                yield Difference(f"order {ticket}", "presence", False, True)
-        elif order is None:
-            yield Difference(f"order {ticket}", "presence", True, False)
-        else:
-            pairs = zip(_ADJUSTABLE, _order_fields(entry), _wanted_order_fields(entry, order), strict=True)
-            for name, ours, theirs in pairs:
-                if ours != theirs:
-                    yield Difference(f"order {ticket}", name, ours, theirs)

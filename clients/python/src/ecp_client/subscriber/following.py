@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 
 from ecp_client.account import Account, Holding, HoldingState, OrderHolding
 from ecp_client.books import Book
-from ecp_client.copying import Action, Copier, Decision, Plan, Reason, Scale, reconcile
+from ecp_client.copying import (
+    Action,
+    Copier,
+    Decision,
+    Plan,
+    Reason,
+    Scale,
+    Unconfirmed,
+    reconcile,
+)
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.journal_format import DEGRADED, WITHHELD, Entry, EntryType, checkpoint_body, encode
+from ecp_client.subscriber.statements import Endings, dump_statements, keep_unconfirmed
 from ecp_client.subscriber.track import Track
 from execution.common.v1 import signal_pb2, snapshot_pb2
 
@@ -24,7 +34,8 @@ class Following:
     track: Track
     copier: Copier
     decided: dict[Position, Entry] = field(default_factory=dict)
-    """Signals that were decided before a restart and are not in the checkpoint: they come again as replays."""
+    """Signals that were decided before a restart and are not in the checkpoint: they come again as replays, or else are
+    taken from the journal."""
     scales: dict[Position, Scale] = field(default_factory=dict)
     """What those opened is scaled by, where that is not the multiplier of the settings."""
     told: list[Entry] = field(default_factory=list)
@@ -36,6 +47,8 @@ class Following:
     """The last snapshot stands for everything up to here."""
     mirror_before: Book | None = None
     """The mirror that the snapshot replaced, until the full sync is finished."""
+    endings: Endings = field(default_factory=Endings)
+    """What the full sync showed to have ended."""
 
     def __post_init__(self) -> None:
         self.told.sort(key=lambda entry: entry.position)
@@ -49,17 +62,36 @@ class Following:
 
     def take(self, sequenced: signal_pb2.SequencedSignal, server_now_us: int) -> Decision:
         """Takes a new signal."""
+        if self.decided:
+            self.pass_over()
         return self.copier.take(sequenced, server_now_us, degraded=self.track.degraded_at is not None)
 
     def replay(self, sequenced: signal_pb2.SequencedSignal) -> None:
         """Takes a signal that was decided before: the mirror follows, and the account if it has not yet."""
         position = Position(sequenced.epoch, sequenced.sequence)
-        entry, scale = self.decided.pop(position, None), self.scales.pop(position, None)
+        if self.mirror_before is not None:
+            self.endings.take(sequenced.signal, sequenced.sequence)
+        entry = self.decided.pop(position, None)
         if entry is None:
             self.copier.mirror.apply(sequenced.signal, sequenced.sequence)
         else:
-            self.copier.replay(sequenced, Action(entry.action), Reason(entry.reason), scale)
-            self._take_told()
+            self._replay_decided(entry, sequenced)
+
+    def _replay_decided(self, entry: Entry, sequenced: signal_pb2.SequencedSignal) -> None:
+        scale = self.scales.pop(entry.position, None)
+        self.copier.replay(sequenced, Action(entry.action), Reason(entry.reason), scale)
+        self._take_told()
+
+    def pass_over(self) -> None:
+        """Takes from the journal what was decided before a restart and was not told again on the way to here."""
+        held = self.track.held or BEGINNING
+        while self.decided:
+            position, entry = next(iter(self.decided.items()))
+            if position > held or not entry.body:
+                # Older versions kept no signals: what is about those comes with the next full sync.
+                return
+            del self.decided[position]
+            self._replay_decided(entry, _sequenced(entry))
 
     def _take_told(self) -> None:
         """Lets the account know what user and broker did before the next decision that it does not show yet."""
@@ -68,29 +100,21 @@ class Following:
             _note(self.copier.account, self.told.pop(0))
 
     def begin_full_sync(self, snapshot: snapshot_pb2.Snapshot, previous: Position) -> None:
-        """Makes the snapshot the mirror. Decisions that will not be replayed reach the account from the journal."""
+        """Makes the snapshot the mirror. Decisions that will not be replayed are taken from the journal before."""
         while self.decided:
             position = next(iter(self.decided))
-            _patch(self.copier.account, self.decided.pop(position), self.scales.get(position))
-            self._take_told()
+            entry = self.decided.pop(position)
+            if entry.body:
+                self._replay_decided(entry, _sequenced(entry))
+            else:
+                _patch(self.copier.account, entry, self.scales.get(position))
+                self._take_told()
         self.scales.clear()
         if self.mirror_before is None:
-            self.mirror_before = self.copier.mirror
+            self.mirror_before, self.endings = self.copier.mirror, Endings()
         self.copier.mirror = Book.from_snapshot(snapshot)
         self.synced_over = previous
         self.synced_as_of = Position.from_pb(snapshot.as_of)
-
-    def keep_withheld(self, first: Position, last: Position) -> None:
-        """Takes over from the mirror before what signals opened that were delivered then and are withheld now."""
-        before, mirror = self.mirror_before, self.copier.mirror
-        if before is None or first.epoch != last.epoch:
-            return
-        for ticket, position in before.positions.items():
-            if first.sequence <= position.opened_by_sequence <= last.sequence:
-                mirror.positions.setdefault(ticket, position)
-        for ticket, order in before.orders.items():
-            if first.sequence <= order.placed_by_sequence <= last.sequence:
-                mirror.orders.setdefault(ticket, order)
 
     @property
     def has_caught_up(self) -> bool:
@@ -99,10 +123,20 @@ class Following:
         return self.synced_over is not None and held is not None and held >= self.track.processed
 
     def finish_full_sync(self, server_now_us: int, held: Collection[int] | None) -> Plan:
-        """Brings the account in step with the mirror; `held` is what the terminal really has, if it can tell."""
+        """Brings the account in step with the mirror; `held` is what the terminal really has, if it can tell.
+
+        While a pause withholds signals, or some are missing, it leaves alone what it cannot know to have ended, and
+        opens nothing that may have been closed.
+        """
+        track, mirror = self.track, self.copier.mirror
+        before, is_behind = self.mirror_before, self.synced_as_of < (self.synced_over or BEGINNING)
         self.synced_over = self.mirror_before = None
+        unconfirmed = None
+        if track.withheld or track.degraded:
+            kept = keep_unconfirmed(mirror, before or Book(), self.synced_as_of.sequence, self.endings)
+            unconfirmed = Unconfirmed(*kept, opens_nothing=is_behind)
         return reconcile(
-            self.copier, self.copier.mirror, server_now_us, master_id=self.track.master_id, held=held
+            self.copier, mirror, server_now_us, master_id=track.master_id, held=held, unconfirmed=unconfirmed
         )
 
     def checkpoint(self, now_us: int, mirror_at: Position | None = None) -> bytes | None:
@@ -125,7 +159,9 @@ class Following:
         except ValueError:
             # More than a snapshot holds: a restart will need a full sync.
             return None
-        body = checkpoint_body(mirror.SerializeToString(), self.copier.account.to_json())
+        body = checkpoint_body(
+            mirror.SerializeToString(), self.copier.account.to_json(), dump_statements(self.copier.mirror)
+        )
         degraded_at = self.track.degraded_at
         kind = WITHHELD * self.track.withheld + DEGRADED * (degraded_at is not None)
         entry = Entry(
@@ -138,6 +174,16 @@ class Following:
             body=body,
         )
         return encode(entry)
+
+
+def _sequenced(entry: Entry) -> signal_pb2.SequencedSignal:
+    """The signal that a journal's entry holds."""
+    return signal_pb2.SequencedSignal(
+        master_id=entry.master_id,
+        epoch=entry.position.epoch,
+        sequence=entry.position.sequence,
+        signal=signal_pb2.Signal.FromString(entry.body),
+    )
 
 
 def _patch(account: Account, entry: Entry, scale: Scale | None) -> None:

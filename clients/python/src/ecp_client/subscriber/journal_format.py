@@ -6,6 +6,8 @@
           | master_id (u64) | sequence (u64) | previous sequence (u64) | ticket (u64) | received at (i64, µs)
           | for the types with a body: length (u32) | body
 
+A SIGNAL with a body stands there with the type 9; those of older versions have none.
+
 All integers are little-endian. What one message brought is one block: whole in the journal, or not at all.
 """
 
@@ -25,6 +27,7 @@ LATENCY_US_MAX = 0xFFFF_FFFF
 _BLOCK = struct.Struct("<II")
 _ENTRY = struct.Struct("<BBBBIIIQQQQq")
 _BODY_LENGTH = struct.Struct("<I")
+pack_body_length = _BODY_LENGTH.pack
 _CRC = struct.Struct("<I")
 
 ENTRY_BYTES = _ENTRY.size
@@ -36,7 +39,8 @@ class EntryType(enum.IntEnum):
     """What an entry tells."""
 
     SIGNAL = 1
-    """A signal was received and decided; `position` is its own, `previous` the one before it."""
+    """A signal was received and decided; `position` is its own, `previous` the one before it. Body: the Signal, for it
+    may never come again."""
     GAP = 2
     """Positions will not come: `previous` was held before, `position` is held after; kind is the GapReason."""
     SNAPSHOT = 3
@@ -44,8 +48,9 @@ class EntryType(enum.IntEnum):
     PROGRESS = 4
     """The position moved over what the stream had nothing to say about."""
     CHECKPOINT = 5
-    """Mirror and account as of `position`. Body: length of the snapshot (u32) | Snapshot | the account as JSON. Kind:
-    the sum of WITHHELD (the mirror lacks what a pause withheld) and DEGRADED (a full sync beyond `previous` is due)."""
+    """Mirror and account as of `position`. Body: length of the snapshot (u32) | Snapshot | the account as JSON
+    | line feed | `statements` about the mirror; older versions end with the account. Kind: the sum of WITHHELD (the
+    mirror lacks what a pause withheld) and DEGRADED (a full sync beyond `previous` is due)."""
     CLOSED_BY_USER = 6
     """The user closed position `ticket` (kind OPEN) or cancelled order `ticket` (kind PENDING_PLACE) by hand, when the
     account was as of `position`."""
@@ -58,7 +63,8 @@ class EntryType(enum.IntEnum):
 WITHHELD = 1
 DEGRADED = 2
 
-_WITH_BODY = frozenset((EntryType.CHECKPOINT, EntryType.SCALE))
+SIGNAL_WITH_BODY = 9
+_WITH_BODY = frozenset((EntryType.CHECKPOINT, EntryType.SCALE, SIGNAL_WITH_BODY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,11 @@ class Entry:
 
 def encode(entry: Entry) -> bytes:
     """One entry as it stands in a block. The hot path packs signals itself, with `pack_entry`."""
+    written_type = int(entry.entry_type)
+    if entry.body and entry.entry_type is EntryType.SIGNAL:
+        written_type = SIGNAL_WITH_BODY
     fixed = _ENTRY.pack(
-        entry.entry_type,
+        written_type,
         entry.kind,
         entry.action,
         entry.reason,
@@ -100,7 +109,7 @@ def encode(entry: Entry) -> bytes:
         entry.ticket,
         entry.received_at_us,
     )
-    if entry.entry_type in _WITH_BODY:
+    if written_type in _WITH_BODY:
         return fixed + _BODY_LENGTH.pack(len(entry.body)) + entry.body
     return fixed
 
@@ -141,9 +150,9 @@ def parse_entries(data: bytes) -> Iterator[Entry]:
     while offset < len(data):
         fields = _ENTRY.unpack_from(data, offset)
         offset += _ENTRY.size
-        entry_type = EntryType(fields[0])
+        entry_type = EntryType.SIGNAL if fields[0] == SIGNAL_WITH_BODY else EntryType(fields[0])
         body = b""
-        if entry_type in _WITH_BODY:
+        if fields[0] in _WITH_BODY:
             (length,) = _BODY_LENGTH.unpack_from(data, offset)
             body = data[offset + 4 : offset + 4 + length]
             offset += 4 + length
@@ -164,13 +173,13 @@ def parse_entries(data: bytes) -> Iterator[Entry]:
         )
 
 
-def checkpoint_body(snapshot: bytes, account: bytes) -> bytes:
-    """The body of a CHECKPOINT."""
-    return _BODY_LENGTH.pack(len(snapshot)) + snapshot + account
+def checkpoint_body(snapshot: bytes, account: bytes, statements: bytes) -> bytes:
+    """The body of a CHECKPOINT. Neither of the last two has a line feed in it."""
+    return _BODY_LENGTH.pack(len(snapshot)) + snapshot + account + b"\n" + statements
 
 
-def parse_checkpoint(body: bytes) -> tuple[bytes, bytes]:
-    """Snapshot and account of a CHECKPOINT's body.
+def parse_checkpoint(body: bytes) -> tuple[bytes, bytes, bytes]:
+    """Snapshot, account and statements of a CHECKPOINT's body; the last are empty where an older version wrote it.
 
     Raises:
         ValueError: it is too short to be one.
@@ -178,4 +187,5 @@ def parse_checkpoint(body: bytes) -> tuple[bytes, bytes]:
     if len(body) < _BODY_LENGTH.size:
         raise ValueError("a checkpoint without a body")
     (length,) = _BODY_LENGTH.unpack_from(body)
-    return body[4 : 4 + length], body[4 + length :]
+    account, _, statements = body[4 + length :].partition(b"\n")
+    return body[4 : 4 + length], account, statements

@@ -22,7 +22,15 @@ from ecp_client.subscriber.events import (
 from ecp_client.subscriber.following import Following
 from ecp_client.subscriber.hooks import Hooks, guarded
 from ecp_client.subscriber.journal import Journal
-from ecp_client.subscriber.journal_format import LATENCY_US_MAX, Entry, EntryType, encode, pack_entry
+from ecp_client.subscriber.journal_format import (
+    LATENCY_US_MAX,
+    SIGNAL_WITH_BODY,
+    Entry,
+    EntryType,
+    encode,
+    pack_body_length,
+    pack_entry,
+)
 from ecp_client.subscriber.recovery import Recovered
 from ecp_client.subscriber.reporting import Outcomes
 from ecp_client.subscriber.session import (
@@ -41,8 +49,6 @@ from execution.common.v1.signal_pb2 import SequencedSignal
 from execution.fanout.v1 import fanout_service_pb2 as pb
 
 logger = logging.getLogger("ecp_client.subscriber")
-
-_SIGNAL = int(EntryType.SIGNAL)
 
 
 @dataclass(slots=True)
@@ -195,7 +201,7 @@ class Processor:
             skipped += action == 3
             parts.append(
                 pack_entry(
-                    _SIGNAL,
+                    SIGNAL_WITH_BODY,
                     kind,
                     action,
                     decision.reason,
@@ -209,6 +215,9 @@ class Processor:
                     received_at_us,
                 )
             )
+            body = signal.SerializeToString()
+            parts.append(pack_body_length(len(body)))
+            parts.append(body)
             if reports:
                 self.outcomes.add_decision(sequenced, decision, latency_us, server_now_us)
         self.stats.skipped += skipped
@@ -236,13 +245,15 @@ class Processor:
             self.following(step.master_id).begin_full_sync(step.snapshot, step.previous)
             return []
         if isinstance(step, WithheldAgain):
-            self.following(step.master_id).keep_withheld(step.first, step.last)
+            self.following(step.master_id).pass_over()
             return []
         if isinstance(step, Moved):
+            self.following(step.master_id).pass_over()
             return [encode(Entry(EntryType.PROGRESS, step.master_id, step.position, step.previous, now_us))]
         self.tell(step)
         if isinstance(step, GapSeen):
             self.stats.gaps += 1
+            self.following(step.master_id).pass_over()
             previous = Position(step.first.epoch, max(0, step.first.sequence - 1))
             reason = position_pb2.GapReason.Value(f"GAP_REASON_{step.reason}")
             entry = Entry(EntryType.GAP, step.master_id, step.resume_after, previous, now_us, kind=reason)

@@ -15,6 +15,7 @@ from ecp_client.errors import JournalError
 from ecp_client.positions import BEGINNING, Position
 from ecp_client.subscriber.journal import read_journal
 from ecp_client.subscriber.journal_format import DEGRADED, WITHHELD, Entry, EntryType, parse_checkpoint
+from ecp_client.subscriber.statements import load_statements
 from execution.common.v1 import position_pb2
 from execution.common.v1.snapshot_pb2 import Snapshot
 
@@ -87,8 +88,9 @@ def _take_snapshot(known: Recovered, entry: Entry) -> None:
 
 def _take_checkpoint(known: Recovered, entry: Entry) -> None:
     try:
-        serialized, account = parse_checkpoint(entry.body)
+        serialized, account, statements = parse_checkpoint(entry.body)
         known.mirror = Book.from_snapshot(Snapshot.FromString(serialized))
+        load_statements(known.mirror, statements)
         known.account = Account.from_json(account)
     except (DecodeError, ValueError) as error:
         raise JournalError(f"the checkpoint of master {entry.master_id} cannot be read: {error}") from error
