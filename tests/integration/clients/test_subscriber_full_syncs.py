@@ -12,7 +12,14 @@ from ecp_client.books import Book
 from ecp_client.clock import ServerClock
 from ecp_client.copying import CopySettings, Plan, Step
 from ecp_client.positions import Position
-from ecp_client.subscriber import Journal, Resynced, Start, SubscriberEvent, SubscriberSettings
+from ecp_client.subscriber import (
+    Journal,
+    JournalSettings,
+    Resynced,
+    Start,
+    SubscriberEvent,
+    SubscriberSettings,
+)
 from ecp_client.subscriber.hooks import Hooks
 from ecp_client.subscriber.journal_format import Entry, EntryType, checkpoint_body, encode
 from ecp_client.subscriber.processing import Processor
@@ -35,7 +42,9 @@ WITHHELD, LOG_LOST = position_pb2.GAP_REASON_WITHHELD, position_pb2.GAP_REASON_L
 class Process:
     """One run of a subscriber without its network, and without a journal where there is no folder."""
 
-    def __init__(self, folder: Path, held: set[int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, held: set[int] | None = None, kept: JournalSettings | None = None
+    ) -> None:
         settings = SubscriberSettings(
             addresses=["127.0.0.1:1"],
             license_token="t",
@@ -46,7 +55,7 @@ class Process:
         hooks = Hooks(
             on_event=self._take_event, held_positions=None if held is None else lambda _master: held
         )
-        self.journal = Journal(folder)
+        self.journal = Journal(folder, kept)
         self.processor = Processor(settings, hooks, self.journal, recover(folder), ServerClock(0, 0))
         self.asked = self.processor.session.request().masters[0]
 
@@ -98,10 +107,10 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     """Kills the process before, if there is one, and starts another on the same journal."""
     processes: list[Process] = []
 
-    def start(held: set[int] | None = None) -> Process:
+    def start(held: set[int] | None = None, kept: JournalSettings | None = None) -> Process:
         for process in processes:
             process.journal.close()
-        processes.append(Process(tmp_path, held))
+        processes.append(Process(tmp_path, held, kept))
         return processes[-1]
 
     yield start
@@ -292,3 +301,31 @@ def test_a_journal_of_an_older_version_is_read_and_closes_nothing_either(
     assert {one.state for one in process.processor.following(1).copier.account.holdings.values()} == {
         HoldingState.HELD
     }
+
+
+def test_no_file_of_the_journal_is_removed_that_a_full_sync_under_way_may_need(begin: Begin) -> None:
+    """The last checkpoint is in the first file until the next one can be written."""
+    kept = JournalSettings(file_bytes=4_096, files_max=1)
+    one = begin(kept=kept)
+    one.signals(*opened(1, 2), first=1)
+    one.processor.checkpoint()
+    one.signals(*opened(*range(3, 60)), first=3)
+    one.pause()
+    one.snapshot(1, *opened(1))
+    one.processor.checkpoint()
+    two = begin(kept=kept)
+    two.pause()
+    two.snapshot(1, *opened(1))
+    two.gap(2, P(1, 59))
+    assert two.held == set(range(1, 60))
+    (plan,) = two.plans
+    assert plan.actions == ()
+
+
+def test_books_of_more_than_a_master_may_send_are_kept(begin: Begin) -> None:
+    one = begin()
+    one.signals(*opened(*range(1, 1_102)), first=1)
+    one.processor.checkpoint()
+    other = begin()
+    assert other.asked.after.sequence == 1_101
+    assert len(other.held) == 1_101

@@ -133,17 +133,21 @@ class Book:
         return book
 
     def to_snapshot(
-        self, master_id: int, sequence: int, taken_at_us: int, *, epoch: int = 0
+        self,
+        master_id: int,
+        sequence: int,
+        taken_at_us: int,
+        *,
+        epoch: int = 0,
+        entries_max: int = SNAPSHOT_ENTRIES_MAX,
     ) -> snapshot_pb2.Snapshot:
         """The snapshot that says the same as the book, as of `sequence`; a master leaves the epoch to the server.
 
         Raises:
-            ValueError: more than 1,000 positions or orders.
+            ValueError: more than `entries_max` positions or orders; the front door takes no more than 1,000.
         """
-        if max(len(self.positions), len(self.orders)) > SNAPSHOT_ENTRIES_MAX:
-            raise ValueError(
-                f"a snapshot holds at most {SNAPSHOT_ENTRIES_MAX:,} positions and as many orders"
-            )
+        if max(len(self.positions), len(self.orders)) > entries_max:
+            raise ValueError(f"a snapshot holds at most {entries_max:,} positions and as many orders")
         snapshot = snapshot_pb2.Snapshot(
             master_id=master_id,
             taken_at_us=taken_at_us,

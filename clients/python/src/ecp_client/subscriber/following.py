@@ -152,15 +152,13 @@ class Following:
             or (mirror_at is None and position < self.track.processed)
         ):
             return None
-        try:
-            mirror = self.copier.mirror.to_snapshot(
-                self.track.master_id, position.sequence, now_us, epoch=position.epoch
-            )
-        except ValueError:
-            # More than a snapshot holds: a restart will need a full sync.
-            return None
+        book = self.copier.mirror
+        # A journal may hold more than a master may send.
+        mirror = book.to_snapshot(
+            self.track.master_id, position.sequence, now_us, epoch=position.epoch, entries_max=len(book)
+        )
         body = checkpoint_body(
-            mirror.SerializeToString(), self.copier.account.to_json(), dump_statements(self.copier.mirror)
+            mirror.SerializeToString(), self.copier.account.to_json(), dump_statements(book)
         )
         degraded_at = self.track.degraded_at
         kind = WITHHELD * self.track.withheld + DEGRADED * (degraded_at is not None)

@@ -87,8 +87,11 @@ class Journal:
         if self._settings.fsync is FsyncPolicy.ALWAYS:
             self.sync()
 
-    def begin_file(self, checkpoints: bytes) -> None:
-        """Begins a new file with these entries, and removes the oldest ones beyond files_max."""
+    def begin_file(self, checkpoints: bytes, *, keeps_all: bool = False) -> None:
+        """Begins a new file with these entries, and removes the oldest ones beyond files_max.
+
+        `keeps_all` removes none: the checkpoint of some master is in an older file.
+        """
         self._end_file()
         number = max((_number(path) for path in _paths(self._folder)), default=0) + 1
         path = self._folder / f"{number:010d}.journal"
@@ -97,7 +100,7 @@ class Journal:
             self.append(checkpoints)
             if self._settings.files_max and self._settings.fsync is not FsyncPolicy.NEVER:
                 self.sync()
-        if self._settings.files_max:
+        if self._settings.files_max and not keeps_all:
             for old in _paths(self._folder)[: -self._settings.files_max]:
                 old.unlink(missing_ok=True)
 

@@ -329,14 +329,16 @@ class Processor:
             return
         now_us = wall_us()
         entries = []
+        is_one_older = False
         for following in self.followings.values():
             made = following.checkpoint(now_us)
             if made is None and following.track.processed > BEGINNING:
+                is_one_older = True
                 made = self._progress(following, now_us)
             if made is not None:
                 entries.append(made)
         if self._journal.is_file_full:
-            self._journal.begin_file(b"".join(entries))
+            self._journal.begin_file(b"".join(entries), keeps_all=is_one_older)
         else:
             self._write(entries)
 
