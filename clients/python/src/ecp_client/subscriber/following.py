@@ -129,15 +129,22 @@ class Following:
         opens nothing that may have been closed.
         """
         track, mirror = self.track, self.copier.mirror
-        before, is_behind = self.mirror_before, self.synced_as_of < (self.synced_over or BEGINNING)
+        before, previous = self.mirror_before, self.synced_over or BEGINNING
         self.synced_over = self.mirror_before = None
         unconfirmed = None
+        is_first_in_a_pause = previous == BEGINNING and track.pause is not None
         if track.withheld or track.degraded:
             kept = keep_unconfirmed(mirror, before or Book(), self.synced_as_of.sequence, self.endings)
-            unconfirmed = Unconfirmed(*kept, opens_nothing=is_behind)
-        return reconcile(
+            unconfirmed = Unconfirmed(*kept, opens_nothing=self.synced_as_of < previous)
+        elif is_first_in_a_pause:
+            # What the terminal has without a journal may have been opened behind the snapshot.
+            unconfirmed = Unconfirmed()
+        plan = reconcile(
             self.copier, mirror, server_now_us, master_id=track.master_id, held=held, unconfirmed=unconfirmed
         )
+        if is_first_in_a_pause and plan.unconfirmed:
+            track.withheld = True
+        return plan
 
     def checkpoint(self, now_us: int, mirror_at: Position | None = None) -> bytes | None:
         """The journal entry from which a later process can go on, or None while a replay is under way.
