@@ -186,14 +186,11 @@ def positions_from_pb(request: pb.RecordPositionsRequest) -> Sequence[Subscriber
 
 
 def _position_from_pb(message: pb.SubscriberPosition, field: str) -> SubscriberPosition:
-    acknowledged = None
-    if message.HasField("acknowledged"):
-        position = message.acknowledged
-        acknowledged = fields.position_of(position.epoch, position.sequence, f"{field}.acknowledged")
+    acknowledged = message.acknowledged if message.HasField("acknowledged") else None
     return SubscriberPosition(
         fields.uuid_of(message.user_id, f"{field}.user_id"),
         fields.master_id_of(message.master_id, f"{field}.master_id"),
-        acknowledged,
+        _place_of(acknowledged, f"{field}.acknowledged"),
         _transitions_from_pb(message, field),
         fields.between(message.full_sync_done, 0, fields.INT64_MAX, f"{field}.full_sync_done"),
     )
@@ -229,11 +226,12 @@ def _sync_transition_from_pb(
     changed_at = None
     if message.HasField("changed_at"):
         changed_at = convert.datetime_of(message.changed_at, f"{field}.changed_at")
-    position = None
-    if message.HasField("position"):
-        place = message.position
-        position = fields.position_of(place.epoch, place.sequence, f"{field}.position")
-    return SyncTransition(state, reason, changed_at, position)
+    position = message.position if message.HasField("position") else None
+    return SyncTransition(state, reason, changed_at, _place_of(position, f"{field}.position"))
+
+
+def _place_of(position: position_pb2.StreamPosition | None, field: str) -> tuple[int, int] | None:
+    return None if position is None else fields.position_of(position.epoch, position.sequence, field)
 
 
 def full_sync_from_pb(request: pb.RequestFullSyncRequest) -> tuple[FullSyncFilter, str]:

@@ -215,34 +215,41 @@ async def test_what_is_said_about_masters_that_were_not_asked_for_is_passed_over
     assert len(server.requests) == 1
 
 
-async def test_a_hole_that_stays_leads_to_a_full_sync(program: str, positions: Path) -> None:
-    async with scripted.serving(
-        scripted.says(scripted.signals(1), scripted.signals(4)),
-        scripted.says(scripted.signals(4)),
-        scripted.says(scripted.snapshot(4), scripted.signals(5)),
-    ) as server:
+async def asked_and_told(
+    program: str, positions: Path, *scripts: scripted.Script
+) -> tuple[list[str | None], list[str]]:
+    """How a client that wants two signals from the beginning on begins each stream, and the signals that it prints."""
+    async with scripted.serving(*scripts) as server:
         start = ("--plaintext", "--start", "beginning", "--count", 2)
         async with running(program, server.address, positions, *start) as example:
             assert await example.ended() == 0
-    kinds = [request.masters[0].WhichOneof("start") for request in server.requests]
+    return [request.masters[0].WhichOneof("start") for request in server.requests], example.signals
+
+
+async def test_a_hole_that_stays_leads_to_a_full_sync(program: str, positions: Path) -> None:
+    kinds, signals = await asked_and_told(
+        program,
+        positions,
+        scripted.says(scripted.signals(1), scripted.signals(4)),
+        scripted.says(scripted.signals(4)),
+        scripted.says(scripted.snapshot(4), scripted.signals(5)),
+    )
     assert kinds == ["after", "after", "from_snapshot"]
-    assert example.signals == ["1/1/1", "1/1/5"]
+    assert signals == ["1/1/1", "1/1/5"]
 
 
 async def test_a_server_that_says_that_something_is_missing_is_asked_for_a_full_sync(
     program: str, positions: Path
 ) -> None:
     """Though no gap was seen: an earlier stream may have told it."""
-    async with scripted.serving(
+    kinds, signals = await asked_and_told(
+        program,
+        positions,
         scripted.says(scripted.signals(1), scripted.state(pb.SUBSCRIPTION_STATE_DEGRADED_GAP)),
         scripted.says(scripted.snapshot(1), scripted.signals(2)),
-    ) as server:
-        start = ("--plaintext", "--start", "beginning", "--count", 2)
-        async with running(program, server.address, positions, *start) as example:
-            assert await example.ended() == 0
-    kinds = [request.masters[0].WhichOneof("start") for request in server.requests]
+    )
     assert kinds == ["after", "from_snapshot"]
-    assert example.signals == places(1, 2)
+    assert signals == places(1, 2)
 
 
 @pytest.mark.parametrize(("stored", "kind"), [(50, "from_snapshot"), (None, "after")])

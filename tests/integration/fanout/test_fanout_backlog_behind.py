@@ -22,6 +22,8 @@ from services.fanout.domain.runs import runs_of
 from tests.integration.fanout.stand_in_ledger import SERVICE_TOKEN, StandInLedger
 from tests.integration.fanout.written_log import WrittenLog
 
+_PLACES = BEGINNING, Position(1, 4)
+
 
 class Behind:
     """A backlog whose index a test brings up to date, as the tail does."""
@@ -51,16 +53,20 @@ async def archive(ledger: StandInLedger) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-@pytest.mark.parametrize("after", [BEGINNING, Position(1, 4)])
-async def test_what_is_not_read_yet_is_waited_for(
-    redis_client: Redis, log: WrittenLog, archive: grpc.aio.Channel, after: Position
-) -> None:
-    behind = Behind(redis_client, archive, timeout_seconds=10)
+@pytest.fixture
+async def behind(redis_client: Redis, log: WrittenLog, archive: grpc.aio.Channel) -> Behind:
+    """One that has looked at the log to its beginning, before master 1 sent ten signals."""
+    made = Behind(redis_client, archive, timeout_seconds=10)
     await log.signals(2, 3)
-    await behind.tail()
-    # Looked at to its beginning, before the master of interest came.
-    assert isinstance(await behind.backlog.read(1, after), Gone)
+    await made.tail()
+    for after in _PLACES:
+        assert isinstance(await made.backlog.read(1, after), Gone)
     await log.signals(1, 10)
+    return made
+
+
+@pytest.mark.parametrize("after", _PLACES)
+async def test_what_is_not_read_yet_is_waited_for(behind: Behind, after: Position) -> None:
     reading = asyncio.create_task(behind.backlog.read(1, after))
     await asyncio.sleep(0.1)
     assert not reading.done()
@@ -71,14 +77,7 @@ async def test_what_is_not_read_yet_is_waited_for(
     assert page.head == Position(1, 10)
 
 
-async def test_what_is_read_while_it_is_looked_for_is_found(
-    redis_client: Redis, log: WrittenLog, archive: grpc.aio.Channel, ledger: StandInLedger
-) -> None:
-    behind = Behind(redis_client, archive, timeout_seconds=10)
-    await log.signals(2, 3)
-    await behind.tail()
-    await behind.backlog.read(1, BEGINNING)
-    await log.signals(1, 10)
+async def test_what_is_read_while_it_is_looked_for_is_found(behind: Behind, ledger: StandInLedger) -> None:
     ledger.archive_open.clear()
     reading = asyncio.create_task(behind.backlog.read(1, BEGINNING))
     while not ledger.archive_reads:  # noqa: ASYNC110  # only the stand-in knows

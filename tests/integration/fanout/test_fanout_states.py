@@ -69,7 +69,16 @@ async def following(world: World, fanout: Fanout, events: list[SubscriberEvent])
         yield subscriber
 
 
-async def test_a_gap_is_in_the_ledger_and_so_is_the_full_sync_that_heals_it(world: World) -> None:
+async def is_synced(world: World) -> bool:
+    """Whether the ledger says so."""
+    return (await world.subscription()).sync_state == SYNCED
+
+
+@asynccontextmanager
+async def in_step(
+    world: World, signals: int
+) -> AsyncIterator[tuple[Master, Subscriber, list[SubscriberEvent]]]:
+    """A master and its subscriber, who has so many signals and is in step by the ledger; and what it is told."""
     events: list[SubscriberEvent] = []
     book = Book(signal_pb2.ACCOUNT_MODE_HEDGING)
     async with (
@@ -78,13 +87,14 @@ async def test_a_gap_is_in_the_ledger_and_so_is_the_full_sync_that_heals_it(worl
         following(world, fanout, events) as subscriber,
     ):
         await master.wait_open(timeout_seconds=WAIT_SECONDS)
-        await send(master, 1, 3)
-        await subscriber.wait_position(world.master_id, 3, timeout_seconds=WAIT_SECONDS)
+        await send(master, 1, signals)
+        await subscriber.wait_position(world.master_id, signals, timeout_seconds=WAIT_SECONDS)
+        await measured("in step after the first full sync", lambda: is_synced(world))
+        yield master, subscriber, events
 
-        async def is_synced() -> bool:
-            return (await world.subscription()).sync_state == SYNCED
 
-        await measured("in step after the first full sync", is_synced)
+async def test_a_gap_is_in_the_ledger_and_so_is_the_full_sync_that_heals_it(world: World) -> None:
+    async with in_step(world, 3) as (master, subscriber, _):
         before = len(await transitions(world))
 
         # Too old to be taken: the front door refuses it, and the master declares the hole.
@@ -98,7 +108,7 @@ async def test_a_gap_is_in_the_ledger_and_so_is_the_full_sync_that_heals_it(worl
         await measured("a gap until DEGRADED_GAP is in the ledger", is_degraded)
         await send(master, 5, 2)
         await subscriber.wait_position(world.master_id, 6, timeout_seconds=WAIT_SECONDS)
-        await measured("until SYNCED is", is_synced)
+        await measured("until SYNCED is", lambda: is_synced(world))
         turns = (await transitions(world))[before:]
         assert [(old, new) for old, new, _ in turns][:3] == [
             (SYNCED, DEGRADED),
@@ -109,21 +119,7 @@ async def test_a_gap_is_in_the_ledger_and_so_is_the_full_sync_that_heals_it(worl
 
 
 async def test_a_full_sync_that_an_operator_asks_for_reaches_the_subscribers_client(world: World) -> None:
-    events: list[SubscriberEvent] = []
-    book = Book(signal_pb2.ACCOUNT_MODE_HEDGING)
-    async with (
-        world.fanout() as fanout,
-        Master(world.master_settings, book=book) as master,
-        following(world, fanout, events) as subscriber,
-    ):
-        await master.wait_open(timeout_seconds=WAIT_SECONDS)
-        await send(master, 1, 5)
-        await subscriber.wait_position(world.master_id, 5, timeout_seconds=WAIT_SECONDS)
-
-        async def is_synced() -> bool:
-            return (await world.subscription()).sync_state == SYNCED
-
-        await measured("in step", is_synced)
+    async with in_step(world, 5) as (master, subscriber, events):
         streams, syncs = subscriber.stats.streams, subscriber.stats.full_syncs
         request = ledger_pb.RequestFullSyncRequest(user_id=(await world.subscription()).user_id, reason="x")
         await world.ledger.call("SubscriptionService/RequestFullSync", request)
@@ -206,21 +202,7 @@ async def test_one_whose_full_sync_the_ledger_never_heard_of_comes_to_be_in_step
     world: World,
 ) -> None:
     """As after the SIGKILL of a process that told the full sync, and had yet to record that it did."""
-    events: list[SubscriberEvent] = []
-    book = Book(signal_pb2.ACCOUNT_MODE_HEDGING)
-    async with (
-        world.fanout() as fanout,
-        Master(world.master_settings, book=book) as master,
-        following(world, fanout, events) as subscriber,
-    ):
-        await master.wait_open(timeout_seconds=WAIT_SECONDS)
-        await send(master, 1, 3)
-        await subscriber.wait_position(world.master_id, 3, timeout_seconds=WAIT_SECONDS)
-
-        async def is_synced() -> bool:
-            return (await world.subscription()).sync_state == SYNCED
-
-        await measured("in step", is_synced)
+    async with in_step(world, 3) as (master, subscriber, _):
         syncs = subscriber.stats.full_syncs
         gap = ledger_pb.SyncTransition(sync_state=DEGRADED, reason="a hole that was healed since")
         position = ledger_pb.SubscriberPosition(
@@ -228,12 +210,12 @@ async def test_one_whose_full_sync_the_ledger_never_heard_of_comes_to_be_in_step
         )
         request = ledger_pb.RecordPositionsRequest(positions=[position])
         await world.ledger.call("SubscriptionService/RecordPositions", request)
-        assert not await is_synced()
+        assert not await is_synced(world)
         subscriber.disconnect()
-        await measured("in step again, by the ledger", is_synced)
+        await measured("in step again, by the ledger", lambda: is_synced(world))
         assert subscriber.stats.full_syncs == syncs + 1
         await send(master, 4, 2)
         await subscriber.wait_position(world.master_id, 5, timeout_seconds=WAIT_SECONDS)
-        assert await is_synced()
+        assert await is_synced(world)
     entries = [one for one in read_journal(world.folder / "journal") if one.entry_type is EntryType.SIGNAL]
     assert [one.position.sequence for one in entries][-2:] == [4, 5]

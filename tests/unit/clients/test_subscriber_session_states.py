@@ -15,6 +15,16 @@ from tests.unit.clients.fed_session import Fed, P, sequenced, stream_position
 DEGRADED_GAP = pb.SUBSCRIPTION_STATE_DEGRADED_GAP
 
 
+def behind_a_pause() -> Fed:
+    """One who asked for the full sync that follows a pause that withheld signals."""
+    fed = Fed(Start.NOW, P(1, 5))
+    fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
+    fed.gap(P(1, 6), P(1, 7), position_pb2.GAP_REASON_WITHHELD)
+    fed.state(pb.SUBSCRIPTION_STATE_SYNCED)
+    assert fed.again().WhichOneof("start") == "from_snapshot"
+    return fed
+
+
 class TestStatesAndEnds:
     def test_cancelled_masters_are_asked_for_no_more(self) -> None:
         session = SubscriberSession([Track(1, Start.NOW), Track(2, Start.NOW)])
@@ -110,11 +120,7 @@ class TestStatesAndEnds:
         assert fed.session.stream_ended(PositionsUnavailable()) == [Degraded(1, "TRIMMED")]
 
     def test_a_full_sync_that_follows_a_pause_is_not_left_when_it_is_told(self) -> None:
-        fed = Fed(Start.NOW, P(1, 5))
-        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
-        fed.gap(P(1, 6), P(1, 7), position_pb2.GAP_REASON_WITHHELD)
-        fed.state(pb.SUBSCRIPTION_STATE_SYNCED)
-        assert fed.again().WhichOneof("start") == "from_snapshot"
+        fed = behind_a_pause()
         fed.state(pb.SUBSCRIPTION_STATE_RESYNCING)
         assert not fed.session.wants_new_stream
         fed.snapshot(P(1, 7))
@@ -180,11 +186,7 @@ class TestToldThatSomethingIsMissing:
         assert not fed.session.wants_new_stream
 
     def test_one_whose_snapshot_is_on_its_way_waits_for_it(self) -> None:
-        fed = Fed(Start.NOW, P(1, 5))
-        fed.state(pb.SUBSCRIPTION_STATE_PAUSED_ALL)
-        fed.gap(P(1, 6), P(1, 7), position_pb2.GAP_REASON_WITHHELD)
-        fed.state(pb.SUBSCRIPTION_STATE_SYNCED)
-        assert fed.again().WhichOneof("start") == "from_snapshot"
+        fed = behind_a_pause()
         assert fed.state(DEGRADED_GAP) == []
         assert not fed.session.wants_new_stream
 
